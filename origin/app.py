@@ -1,0 +1,139 @@
+"""Wiring and lifecycle of an origin, no logic."""
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from origin.catalog import Catalog
+from origin.commit import Committer
+from origin.handlers import Handlers
+from origin.journal import Journal
+from origin.ledger import Ledger
+from origin.reader import Reader
+from origin.reads import Reads
+from origin.recover import recover
+from origin.sqlite import SqliteJournal
+from origin.streams import Streams
+from origin.upkeep import Indexer, reap
+from shared.bus import Publisher
+from shared.clock import Clock, SystemClock
+from shared.config import Settings
+from shared.protocol.caching import CachePolicy
+from shared.reading import LiveTimes, Reading
+from shared.redis_bus import RedisPublisher
+from shared.tasks import background
+from shared.unix_bus import UnixPublisher
+from shared.wake import PAYLOAD_BYTES_MAX, Wake
+from shared.web import Bodies, Health, Listener, listen_admin
+
+_log = logging.getLogger(__name__)
+
+# EX_SOFTWARE: a supervisor sees a stop that was not asked for, and starts the origin anew.
+_EXIT_FAILED = 70
+
+
+def fail_stop(error: BaseException) -> None:
+    """End the process at once: what is on disk is unknown, and only recovery can tell."""
+    _log.critical("stopping at once: error=%s", error)
+    os._exit(_EXIT_FAILED)
+
+
+def publishers(settings: Settings) -> list[Publisher]:
+    """Return the buses that an origin announces on."""
+    found: list[Publisher] = []
+    if settings.bus_socket is not None:
+        found.append(UnixPublisher(settings.bus_socket))
+    if settings.redis is not None:
+        found.append(RedisPublisher(settings.redis))
+    return found
+
+
+@asynccontextmanager
+async def open_origin(
+    settings: Settings,
+    journal: Journal,
+    buses: list[Publisher],
+    clock: Clock | None = None,
+    on_failure: Callable[[BaseException], None] = fail_stop,
+) -> AsyncIterator[Handlers]:
+    """Recover, run, and on leaving commit what waits and close the journal.
+
+    Raises:
+        CorruptLog: the journal is damaged; nothing is served.
+    """
+    clock = clock or SystemClock()
+    found = recover(journal, str(settings.data_dir / "journal.db"))
+    policy = CachePolicy(settings.cache_tail, settings.cache_live_empty)
+    catalog = Catalog(clock, found.streams, found.next_incarnation)
+
+    def publish(path: str, wake: Wake) -> None:
+        for bus in buses:
+            bus.publish(path, wake)
+
+    reader = Reader(journal, catalog.recent_extents, settings.chunk_bytes)
+    # What reads put into messages, a wake's bytes would lack.
+    carried_bytes = 0 if settings.json_offsets else PAYLOAD_BYTES_MAX
+    ledger = Ledger(
+        catalog, reader, publish, carried_bytes, found.lsn, found.changed, found.deleted
+    )
+    committer = Committer(journal, clock, ledger.on_commit, on_failure)
+    streams = Streams(catalog, committer, ledger, reader, clock)
+    reads = Reads(
+        catalog,
+        committer,
+        ledger,
+        reader,
+        policy,
+        clock,
+        settings.chunk_bytes,
+        json_offsets=settings.json_offsets,
+    )
+    times = LiveTimes(
+        settings.long_poll_timeout_s, settings.sse_timeout_s, settings.sse_heartbeat_s
+    )
+    reading = Reading(reads, policy, times, clock)
+    async with AsyncExitStack() as stack:
+        stack.callback(journal.close)
+        stack.callback(reader.close)
+        committer.start(found.lsn + 1)
+        for bus in buses:
+            await bus.start()
+            stack.push_async_callback(bus.close)
+        indexer = Indexer(ledger, journal, on_failure)
+        stack.push_async_callback(indexer.apply)
+        stack.push_async_callback(committer.close)
+        if settings.registry:
+            await streams.open_registry()
+        await stack.enter_async_context(background(indexer.keep(), reap(catalog, streams)))
+        yield Handlers(
+            streams,
+            reads,
+            reading,
+            settings.stream_prefix,
+            settings.public_url,
+            Bodies(settings.body_bytes_max),
+        )
+
+
+async def run(settings: Settings, stop: asyncio.Event, announce: Callable[[str], None]) -> None:
+    """Serve until stop is set, then drain."""
+    journal = SqliteJournal(settings.data_dir)
+    async with open_origin(settings, journal, publishers(settings)) as handlers:
+        health = Health()
+        admin, listener = Listener(health.handle), Listener(handlers.handle)
+        await listen_admin(admin, settings)
+        if settings.socket is not None:
+            await listener.listen(path=settings.socket)
+            where = f"unix:{settings.socket}"
+        else:
+            port = await listener.listen(host=settings.host, port=settings.port)
+            where = f"http://{settings.host}:{port}"
+        health.ready = True
+        announce(where)
+        await stop.wait()
+        health.ready = False
+        handlers.reading.release(settings.drain_s)
+        await listener.drain(settings.drain_s + 1.0)
+        await admin.drain(0)

@@ -1,0 +1,222 @@
+"""Group commit: what waits becomes the next frame."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Final
+
+from origin.frame import Appended, Created, Placement, Record, encode_frame
+from origin.journal import DiskFull, Journal
+from shared import metrics
+from shared.clock import Clock
+from shared.protocol.errors import Unavailable
+
+_log = logging.getLogger(__name__)
+
+# A frame is one write and one fsync: beyond a few MiB it only makes the next ones wait.
+_FRAME_BYTES_MAX: Final = 4 * 1024 * 1024
+_FRAME_RECORDS_MAX: Final = 4096
+# What may wait for its frame. At 80 MB/s this is under a second of disk; more would be memory, not
+# speed.
+_QUEUE_BYTES_MAX: Final = 64 * 1024 * 1024
+_QUEUE_RECORDS_MAX: Final = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One decided record, how to make it visible, and how to take it back."""
+
+    record: Record
+    done: Callable[[], None]  # called once it is durable, in the order of submission
+    undo: Callable[[], None]  # called if it never will be, newest first
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One durable frame."""
+
+    lsn: int
+    frame: bytes
+    placements: Sequence[Placement]
+
+    def payload(self, placement: Placement) -> bytes:
+        """Return what it added to one stream."""
+        return self.frame[placement.at : placement.at + sum(placement.sizes)]
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A frame on its way to disk."""
+
+    lsn: int
+    frame: bytes
+    changes: list[Change]
+    placements: list[Placement]
+    waiters: list[asyncio.Future[None]]
+
+
+class Committer:
+    """Orders decisions into frames; runs the one thread that makes them durable.
+
+    Decisions go on against the pending state while a frame is on its way. If that frame finds the
+    disk full, it and everything decided since is undone: nobody was told of any of it.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        clock: Clock,
+        on_commit: Callable[[Commit], None],
+        fail_stop: Callable[[BaseException], None],
+    ) -> None:
+        """Prepare; nothing runs before `start`.
+
+        Args:
+            on_commit: called after each frame's changes are done, before anybody is told: announces
+                them. fail_stop: called when it is unknown what is on disk; must end the process.
+        """
+        self._journal = journal
+        self._clock = clock
+        self._on_commit = on_commit
+        self._fail_stop = fail_stop
+        self._queue: list[Change] = []
+        self._queue_bytes = 0
+        self._waiters: list[asyncio.Future[None]] = []
+        self._flight: _Flight | None = None
+        self._next_lsn = 1
+        self._pump_due = False
+        self._failed = False
+        self._jobs: SimpleQueue[tuple[int, bytes] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="commit", daemon=True)
+
+    def start(self, next_lsn: int) -> None:
+        """Begin to commit."""
+        self._loop = asyncio.get_running_loop()
+        self._next_lsn = next_lsn
+        self._thread.start()
+
+    def check_room(self) -> None:
+        """Refuse before anything is decided, if what waits is too much already.
+
+        Raises:
+            Unavailable: the disk is behind, or the journal has failed.
+        """
+        if self._failed:
+            raise Unavailable("the journal has failed, the server is stopping", retry_after_s=5)
+        if self._queue_bytes > _QUEUE_BYTES_MAX or len(self._queue) > _QUEUE_RECORDS_MAX:
+            raise Unavailable("too many appends wait for the disk")
+
+    def submit(self, change: Change) -> None:
+        """Add a decision to the next frame; `check_room` comes before the decision."""
+        self._queue.append(change)
+        self._queue_bytes += _payload_bytes(change.record)
+        if not self._pump_due and self._flight is None:
+            # Not at once: whatever else this turn of the loop decides joins the same frame.
+            self._pump_due = True
+            self._loop.call_soon(self._pump)
+
+    async def settled(self) -> None:
+        """Return when everything decided so far is durable: at once, if it is.
+
+        Raises:
+            Unavailable: it was undone, because the disk is full.
+        """
+        if self._queue:
+            waiters = self._waiters
+        elif self._flight is not None:
+            waiters = self._flight.waiters
+        else:
+            return
+        waiter = self._loop.create_future()
+        waiters.append(waiter)
+        await waiter
+
+    async def close(self) -> None:
+        """Commit what waits, and end the thread."""
+        while (self._queue or self._flight is not None) and not self._failed:
+            with suppress(Unavailable):  # the disk is full: whoever asked has been told
+                await self.settled()
+        self._jobs.put(None)
+        if not self._failed:
+            await self._loop.run_in_executor(None, self._thread.join)
+
+    def _pump(self) -> None:
+        """Make the next frame of what waits, if none is on its way."""
+        self._pump_due = False
+        if self._flight is not None or not self._queue or self._failed:
+            return
+        changes, waiters = self._take()
+        records = [change.record for change in changes]
+        frame, placements = encode_frame(self._next_lsn, self._clock.now_ms(), records)
+        self._flight = _Flight(self._next_lsn, frame, changes, placements, waiters)
+        metrics.COMMIT_RECORDS.observe(len(records))
+        self._jobs.put((self._next_lsn, frame))
+
+    def _take(self) -> tuple[list[Change], list[asyncio.Future[None]]]:
+        size = count = 0
+        for change in self._queue:
+            size += _payload_bytes(change.record)
+            if count and (size > _FRAME_BYTES_MAX or count == _FRAME_RECORDS_MAX):
+                break
+            count += 1
+        changes, self._queue = self._queue[:count], self._queue[count:]
+        self._queue_bytes = sum(_payload_bytes(change.record) for change in self._queue)
+        if self._queue:
+            # Those who wait may wait for what is left: they go with the last of it.
+            return changes, []
+        waiters, self._waiters = self._waiters, []
+        return changes, waiters
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            lsn, frame = job
+            error: BaseException | None = None
+            with metrics.COMMIT_SECONDS.time():
+                try:
+                    self._journal.append(lsn, frame)
+                except BaseException as raised:  # whatever it is, the loop must learn of it
+                    error = raised
+            self._loop.call_soon_threadsafe(self._landed, error)
+
+    def _landed(self, error: BaseException | None) -> None:
+        flight, self._flight = self._flight, None
+        assert flight is not None
+        if error is None:
+            self._next_lsn = flight.lsn + 1
+            metrics.COMMITTED.inc(len(flight.changes))
+            metrics.COMMITTED_BYTES.inc(len(flight.frame))
+            for change in flight.changes:
+                change.done()
+            self._on_commit(Commit(flight.lsn, flight.frame, flight.placements))
+            self._pump()
+            _resolve(flight.waiters, None)
+            return
+        undone, self._queue, self._queue_bytes = flight.changes + self._queue, [], 0
+        waiters, self._waiters = flight.waiters + self._waiters, []
+        for change in reversed(undone):
+            change.undo()
+        if isinstance(error, DiskFull):
+            _log.error("disk full: undone=%d error=%s", len(undone), error)
+            _resolve(waiters, "the disk is full")
+            return
+        self._failed = True
+        _log.critical("commit failed, stopping: lsn=%d error=%s", flight.lsn, error)
+        _resolve(waiters, "the journal has failed, the server is stopping")
+        self._fail_stop(error)
+
+
+def _payload_bytes(record: Record) -> int:
+    return len(record.payload) if isinstance(record, Appended | Created) else 0
+
+
+def _resolve(waiters: list[asyncio.Future[None]], reason: str | None) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            if reason is None:
+                waiter.set_result(None)
+            else:
+                waiter.set_exception(Unavailable(reason))

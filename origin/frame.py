@@ -1,0 +1,224 @@
+"""Codec of one commit's records (pure).
+
+A frame is a head, a table of records in the order in which they were decided, and their payloads.
+The payloads are grouped by stream, so that what one commit adds to a stream is one contiguous
+extent:
+
+    magic(4) crc32(4) lsn(8) table_bytes(4) | table: JSON | payloads
+
+The checksum covers all that follows it. What must not be separated (data, producer state,
+Stream-Seq and closure of one append) is one record.
+"""
+
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from shared.protocol.expiry import Expiry
+from shared.protocol.producer import ProducerKey
+from shared.protocol.stream import Ancestor, ForkPoint, StreamState
+
+_MAGIC: Final = b"HWF1"
+_HEAD: Final = struct.Struct(">4sIQI")
+_CRC_FROM: Final = 8  # the checksum covers everything after itself
+# A read fetches and verifies whole extents: a chunk costs at most one of them more than it returns.
+_EXTENT_BYTES_MAX: Final = 256 * 1024
+
+
+class CorruptLog(Exception):
+    """Stored bytes are not what was written; it names file and record, and stops the process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """A stream came to be, with its first data."""
+
+    state: StreamState  # with that data, and closed if it was created so
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """One accepted append, close, or both."""
+
+    incarnation: int
+    payload: bytes
+    close: bool
+    producer: ProducerKey | None
+    stream_seq: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """A stream is gone: for good, or softly while it has forks."""
+
+    incarnation: int
+    soft: bool
+
+
+Record = Created | Appended | Deleted
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where one frame holds some of what it adds to one stream; all of it, if it is not much."""
+
+    incarnation: int
+    at: int  # byte position in the frame
+    sizes: tuple[int, ...]  # one per append
+    crc: int
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A decoded frame."""
+
+    lsn: int
+    at_ms: int
+    records: Sequence[Record]
+    placements: Sequence[Placement]
+
+
+def encode_frame(lsn: int, at_ms: int, records: Iterable[Record]) -> tuple[bytes, list[Placement]]:
+    """Return the bytes of one commit, and where they hold what.
+
+    Args:
+        at_ms: when it was made, Unix milliseconds; sliding windows resume from it.
+    """
+    rows: list[Any] = []
+    payloads: dict[int, list[bytes]] = {}
+    for record in records:
+        match record:
+            case Appended(incarnation, payload, close, producer, stream_seq):
+                key = (
+                    None
+                    if producer is None
+                    else (producer.producer_id, producer.epoch, producer.seq)
+                )
+                rows.append(("a", incarnation, len(payload), close, key, stream_seq))
+            case Created(state, payload):
+                incarnation = state.incarnation
+                rows.append(("c", state, len(payload)))
+            case Deleted(incarnation, soft):
+                payload = b""
+                rows.append(("d", incarnation, soft))
+        if payload:
+            payloads.setdefault(incarnation, []).append(payload)
+    table = orjson.dumps((at_ms, rows))
+    at = _HEAD.size + len(table)
+    parts = [table, *(piece for pieces in payloads.values() for piece in pieces)]
+    placements = []
+    for incarnation, pieces in payloads.items():
+        for group in _groups([len(piece) for piece in pieces]):
+            data, pieces = b"".join(pieces[: len(group)]), pieces[len(group) :]
+            placements.append(Placement(incarnation, at, group, zlib.crc32(data)))
+            at += len(data)
+    crc = zlib.crc32(_HEAD.pack(_MAGIC, 0, lsn, len(table))[_CRC_FROM:])
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    return b"".join([_HEAD.pack(_MAGIC, crc, lsn, len(table)), *parts]), placements
+
+
+def decode_frame(frame: bytes, where: str) -> Frame:
+    """Return the records of one commit, in the order in which they were decided.
+
+    Args:
+        where: file and record, for the error.
+
+    Raises:
+        CorruptLog: the checksum or a length is wrong. Nothing is skipped and nothing is guessed.
+    """
+    if len(frame) < _HEAD.size:
+        raise CorruptLog(f"{where}: {len(frame)} bytes are too few for a frame")
+    magic, crc, lsn, table_bytes = _HEAD.unpack_from(frame)
+    if magic != _MAGIC:
+        raise CorruptLog(f"{where}: begins with {magic!r}, expected {_MAGIC!r}")
+    found = zlib.crc32(memoryview(frame)[_CRC_FROM:])
+    if found != crc:
+        raise CorruptLog(f"{where}: checksum {found:08x}, expected {crc:08x}")
+    try:
+        return _decode(frame, lsn, _HEAD.size + table_bytes, where)
+    except (LookupError, TypeError, ValueError) as error:
+        # The checksum is right: another version wrote it, or this one with a fault.
+        raise CorruptLog(f"{where}: {type(error).__name__} in its table: {error}") from error
+
+
+def _decode(frame: bytes, lsn: int, table_end: int, where: str) -> Frame:
+    at_ms, rows = orjson.loads(frame[_HEAD.size : table_end])
+    placements = _place(frame, table_end, rows, where)
+    cursors: dict[int, int] = {}
+    for placement in placements:
+        cursors.setdefault(placement.incarnation, placement.at)
+    records: list[Record] = []
+
+    def take(incarnation: int, size: int) -> bytes:
+        if not size:
+            return b""
+        at = cursors[incarnation]
+        cursors[incarnation] = at + size
+        return frame[at : at + size]
+
+    for row in rows:
+        match row:
+            case ["a", incarnation, size, close, key, stream_seq]:
+                producer = None if key is None else ProducerKey(*key)
+                payload = take(incarnation, size)
+                records.append(Appended(incarnation, payload, close, producer, stream_seq))
+            case ["c", document, size]:
+                state = decode_state(document)
+                records.append(Created(state, take(state.incarnation, size)))
+            case ["d", incarnation, soft]:
+                records.append(Deleted(incarnation, soft))
+            case _:
+                raise CorruptLog(f"{where}: unknown record {row!r:.80}")
+    return Frame(lsn, at_ms, records, placements)
+
+
+def _groups(sizes: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Cut what one commit adds to one stream into extents, each with a checksum of its own."""
+    group: list[int] = []
+    total = 0
+    for size in sizes:
+        if group and total + size > _EXTENT_BYTES_MAX:
+            yield tuple(group)
+            group, total = [], 0
+        group.append(size)
+        total += size
+    if group:
+        yield tuple(group)
+
+
+def _place(frame: bytes, at: int, rows: list[Any], where: str) -> list[Placement]:
+    sizes: dict[int, list[int]] = {}
+    for row in rows:
+        if row[0] != "d" and row[2]:
+            incarnation = row[1] if row[0] == "a" else row[1]["incarnation"]
+            sizes.setdefault(incarnation, []).append(row[2])
+    placements = []
+    for incarnation, lengths in sizes.items():
+        for group in _groups(lengths):
+            end = at + sum(group)
+            crc = zlib.crc32(memoryview(frame)[at:end])
+            placements.append(Placement(incarnation, at, group, crc))
+            at = end
+    if at != len(frame):
+        raise CorruptLog(f"{where}: payloads end at byte {at} of {len(frame)}")
+    return placements
+
+
+def decode_state(document: dict[str, Any]) -> StreamState:
+    """Return the state that orjson has read back."""
+    fork, closed_by = document["fork"], document["closed_by"]
+    return StreamState(
+        **{
+            **document,
+            "expiry": Expiry(**document["expiry"]),
+            "fork": None if fork is None else ForkPoint(**fork),
+            "lineage": tuple(Ancestor(**ancestor) for ancestor in document["lineage"]),
+            "closed_by": None if closed_by is None else ProducerKey(**closed_by),
+        }
+    )

@@ -1,0 +1,107 @@
+"""Journal contract: what each call promises, and when it is durable."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from shared.protocol.producer import ProducerState
+from shared.protocol.stream import StreamState
+
+
+class DiskFull(Exception):
+    """There is no room; nothing of the frame was kept, and the next one may succeed."""
+
+
+class JournalFailed(Exception):
+    """It is not known what is on disk. The process must stop; only recovery can tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A stretch of one stream that lies contiguously in one frame."""
+
+    start: int  # position in the stream
+    lsn: int
+    at: int  # byte position in the frame
+    sizes: tuple[int, ...]  # one per append: every sum is an append boundary
+    crc: int
+
+    @property
+    def end(self) -> int:
+        """Position after the last byte."""
+        return self.start + sum(self.sizes)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A stream as the index holds it."""
+
+    state: StreamState
+    touched_ms: int
+    producers: Mapping[str, ProducerState]
+
+
+@dataclass(slots=True)
+class Batch:
+    """What the index learns at once: the state after frame `lsn`, of all that changed since the
+    last."""
+
+    lsn: int
+    next_incarnation: int
+    streams: list[tuple[StreamState, int]] = field(default_factory=list)  # with touched_ms
+    producers: list[tuple[int, str, ProducerState]] = field(default_factory=list)
+    extents: list[tuple[int, Extent]] = field(default_factory=list)
+    deleted: list[int] = field(default_factory=list)
+
+
+class Journal(Protocol):
+    """The log that makes decisions durable, and the index that is applied behind it.
+
+    `append` is called by one thread only, `apply` by one other; `extents` and `read` by any.
+    """
+
+    def append(self, lsn: int, frame: bytes) -> None:
+        """Make a frame durable: when this returns, no crash undoes it.
+
+        Raises:
+            DiskFull: nothing was kept.
+            JournalFailed: anything else.
+        """
+        ...
+
+    def applied(self) -> tuple[int, int]:
+        """Return the last lsn that the index holds, and the next incarnation as of then."""
+        ...
+
+    def stored(self) -> Iterator[Stored]:
+        """Yield every stream of the index."""
+        ...
+
+    def frames(self, after: int) -> Iterator[tuple[int, bytes]]:
+        """Yield the frames after an lsn, in order, without a gap.
+
+        Raises:
+            CorruptLog: a frame is missing or unreadable.
+        """
+        ...
+
+    def apply(self, batch: Batch) -> None:
+        """Bring the index up to batch.lsn, in one transaction. It may be lost: frames rebuild
+        it."""
+        ...
+
+    def extents(self, incarnation: int, start: int, end: int) -> list[Extent]:
+        """Return the indexed extents that hold any of the positions [start, end), in order."""
+        ...
+
+    def read(self, places: Sequence[tuple[int, int, int]]) -> Iterable[bytes]:
+        """Return the bytes at (lsn, at, size) each.
+
+        Raises:
+            CorruptLog: a frame is not there, or shorter.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of all files, leaving nothing to replay that could be applied."""
+        ...

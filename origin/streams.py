@@ -1,0 +1,310 @@
+"""Streams: decides every write, and submits what it changes as one record."""
+
+from dataclasses import replace
+from typing import Final
+
+import orjson
+
+from origin.catalog import Catalog, soft_deleted
+from origin.commit import Change, Committer
+from origin.frame import Appended, Created, Deleted
+from origin.ledger import Ledger
+from origin.reader import Reader
+from origin.stream import Stream
+from shared import metrics
+from shared.clock import Clock
+from shared.protocol import fork, jsonmode, media, names
+from shared.protocol.append import Accepted, Append, Unchanged, decide_append
+from shared.protocol.errors import (
+    Conflict,
+    ContentTypeMismatch,
+    InvalidOffset,
+    MethodNotAllowed,
+    NotFound,
+)
+from shared.protocol.expiry import NEVER, inherit_expiry
+from shared.protocol.offset import Offset, Start, parse_start
+from shared.protocol.stream import Ancestor, Create, ForkPoint, StreamState, ensure_same
+
+_REGISTRY_METHODS: Final = "GET, HEAD"
+
+
+class Streams:
+    """The writing side of an origin.
+
+    A decision looks at `Stream.state` and is submitted without an await in between. Every answer,
+    refusals too, waits until all that it was decided against is durable.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        committer: Committer,
+        ledger: Ledger,
+        reader: Reader,
+        clock: Clock,
+    ) -> None:
+        self._catalog = catalog
+        self._committer = committer
+        self._ledger = ledger
+        self._reader = reader
+        self._clock = clock
+
+    async def open_registry(self) -> None:
+        """See to it that the registry stream exists."""
+        if names.REGISTRY not in self._catalog.by_path:
+            asked = Create(names.JSON, NEVER, closed=False, body=b"")
+            self._create_now(names.REGISTRY, asked, names.JSON, None, b"")
+            await self._committer.settled()
+
+    async def create(self, path: str, asked: Create) -> tuple[StreamState, bool]:
+        """Create a stream, or find it as described (PROTOCOL §5.1, §4.2).
+
+        Returns:
+            Its state, and whether it is new.
+        """
+        _check_writable(path, "PUT")
+        try:
+            point = None
+            if asked.forked_from is not None and self._there(path) is None:
+                point = await self._fork_point(asked.forked_from, asked)
+            there = self._there(path)
+            if there is not None:
+                ensure_same(there.state, asked)
+                return there.state, False
+            self._committer.check_room()
+            content_type = self._content_type(asked, point)
+            stored = asked.body
+            if stored and media.is_json(content_type):
+                stored = jsonmode.flatten(stored, allow_empty=True)
+            stream = self._create_now(path, asked, content_type, point, stored)
+            self._register("insert", stream.state)
+            return stream.state, True
+        finally:
+            await self._committer.settled()
+
+    async def append(self, path: str, asked: Append) -> Accepted | Unchanged:
+        """Append, close, or both (PROTOCOL §5.2, §5.3)."""
+        _check_writable(path, "POST")
+        try:
+            stream = self._catalog.find(path)
+            self._committer.check_room()
+            outcome = decide_append(stream.state, stream.producers, asked)
+            if self._catalog.touch(stream):
+                self._ledger.note(stream)
+            if isinstance(outcome, Accepted):
+                self._append_now(stream, asked, outcome)
+            else:
+                metrics.UNCHANGED.inc()
+            return outcome
+        finally:
+            await self._committer.settled()
+
+    async def delete(self, path: str) -> None:
+        """Delete a stream, softly while it has forks (PROTOCOL §5.4)."""
+        _check_writable(path, "DELETE")
+        try:
+            stream = self._catalog.find(path)
+            if stream.state.deleted:
+                raise soft_deleted(path)
+            self._committer.check_room()
+            self._delete_now(stream)
+        finally:
+            await self._committer.settled()
+
+    def expire(self, stream: Stream) -> bool:
+        """Delete a stream whose time is over; a sliding window goes on while somebody waits on it.
+
+        Returns:
+            Whether it is being deleted now.
+        """
+        if len(stream.waiters):
+            self._catalog.touch(stream)
+        if stream.state.deleted or not self._catalog.is_over(stream):
+            return False
+        metrics.EXPIRED.inc()
+        self._delete_now(stream)
+        return True
+
+    def _there(self, path: str) -> Stream | None:
+        """Return what keeps a path from being created; a stream whose time is over gives way."""
+        stream = self._catalog.by_path.get(path)
+        if stream is not None:
+            self.expire(stream)
+        return self._catalog.by_path.get(path)
+
+    async def _fork_point(self, source_path: str, asked: Create) -> ForkPoint:
+        """Resolve where a fork diverges; reads the append after the anchor if it must."""
+        state = self._catalog.find(source_path).state
+        if state.deleted:
+            raise Conflict(f"the source {source_path!r} is deleted")
+        start = Start.NOW if asked.fork_offset is None else parse_start(asked.fork_offset)
+        position = state.position_of(start)
+        if isinstance(start, Offset) and start.position > state.tail:
+            raise InvalidOffset(f"Stream-Fork-Offset {asked.fork_offset} is beyond the tail")
+        if 0 < position < state.tail or asked.fork_sub_offset:
+            await self._committer.settled()
+            span = await self._reader.one_append(state, position)
+            if span.start != position:
+                raise InvalidOffset(f"Stream-Fork-Offset {asked.fork_offset} lies inside an append")
+            position += fork.sub_offset_bytes(
+                state.content_type, span.stored, asked.fork_sub_offset
+            )
+        return ForkPoint(
+            source_path,
+            state.incarnation,
+            position,
+            asked.fork_offset,
+            asked.fork_sub_offset,
+            inherits_expiry=asked.expiry == NEVER,
+        )
+
+    def _content_type(self, asked: Create, point: ForkPoint | None) -> str:
+        """Return the type of a stream to be created, its source looked at anew."""
+        if point is None:
+            return asked.content_type or names.DEFAULT_CONTENT_TYPE
+        # Reading its data took a while: it may be gone, or be another stream.
+        source = self._catalog.find(point.source_path)
+        if source.state.incarnation != point.source:
+            raise NotFound(point.source_path)
+        if source.state.deleted:
+            raise Conflict(f"the source {point.source_path!r} is deleted")
+        there = source.state.content_type
+        if asked.content_type is not None and not media.same_type(asked.content_type, there):
+            raise ContentTypeMismatch(there, asked.content_type)
+        return asked.content_type or there
+
+    def _create_now(
+        self,
+        path: str,
+        asked: Create,
+        content_type: str,
+        point: ForkPoint | None,
+        stored: bytes,
+    ) -> Stream:
+        now_ms = self._clock.now_ms()
+        catalog, by_incarnation = self._catalog, self._catalog.by_incarnation
+        source = None if point is None else by_incarnation[point.source]
+        expiry = asked.expiry
+        lineage: tuple[Ancestor, ...] = ()
+        if source is not None and point is not None:
+            expiry = inherit_expiry(source.state.expiry, expiry)
+            lineage = fork.lineage_of(source.state, point.position)
+        state = StreamState(
+            path=path,
+            incarnation=catalog.next_incarnation,
+            content_type=content_type,
+            expiry=expiry,
+            created_ms=now_ms,
+            fork=point,
+            lineage=lineage,
+            tail=(0 if point is None else point.position) + len(stored),
+            closed=asked.closed,
+        )
+        stream = Stream(state, now_ms)
+        catalog.next_incarnation += 1  # also where the disk turns out full: numbers are plenty
+        catalog.add(stream)
+        if source is not None:
+            source.forks += 1
+
+        def undo() -> None:
+            del catalog.by_path[path]
+            del by_incarnation[state.incarnation]
+            if source is not None:
+                source.forks -= 1
+
+        def done() -> None:
+            self._ledger.move(stream, state.base)
+            stream.durable = state
+            if state.expiry != NEVER:
+                catalog.expiring[state.incarnation] = stream
+            metrics.STREAMS.inc()
+
+        self._committer.submit(Change(Created(state, stored), done, undo))
+        return stream
+
+    def _append_now(self, stream: Stream, asked: Append, outcome: Accepted) -> None:
+        before, after, key = stream.state, outcome.state, asked.producer
+        known = None if key is None else stream.producers.get(key.producer_id)
+        stream.state = after
+        if key is not None and outcome.producer is not None:
+            stream.producers[key.producer_id] = outcome.producer
+
+        def undo() -> None:
+            stream.state = before
+            if key is not None and known is not None:
+                stream.producers[key.producer_id] = known
+            elif key is not None:
+                stream.producers.pop(key.producer_id, None)
+
+        def done() -> None:
+            self._ledger.move(stream, before.tail)
+            stream.durable = after
+            if key is not None and outcome.producer is not None:
+                stream.dirty_producers[key.producer_id] = outcome.producer
+
+        record = Appended(after.incarnation, outcome.stored, asked.close, key, asked.stream_seq)
+        self._committer.submit(Change(record, done, undo))
+
+    def _delete_now(self, stream: Stream) -> None:
+        """Delete a stream; whatever it alone kept alive goes with it (PROTOCOL §4.2)."""
+        before, path = stream.state, stream.state.path
+        catalog = self._catalog
+        soft = stream.forks > 0
+        if not before.deleted:
+            self._register("delete", before)
+        after = replace(before, deleted=True)
+        stream.state = after
+        point = before.fork
+        source = None if soft or point is None else catalog.by_incarnation.get(point.source)
+        if not soft:
+            del catalog.by_path[path]
+            if source is not None:
+                source.forks -= 1
+
+        def undo() -> None:
+            stream.state = before
+            if not soft:
+                catalog.by_path[path] = stream
+                if source is not None:
+                    source.forks += 1
+
+        def done() -> None:
+            self._ledger.move(stream, before.tail)
+            stream.durable = after
+            catalog.expiring.pop(before.incarnation, None)
+            if not soft:
+                stream.gone = True
+                catalog.by_incarnation.pop(before.incarnation, None)
+                self._ledger.drop(stream)
+                metrics.STREAMS.dec()
+
+        self._committer.submit(Change(Deleted(before.incarnation, soft), done, undo))
+        if source is not None and source.state.deleted and source.forks == 0:
+            self._delete_now(source)
+
+    def _register(self, operation: str, state: StreamState) -> None:
+        """Tell the registry stream, in the same frame, what came or went."""
+        registry = self._catalog.by_path.get(names.REGISTRY)
+        if registry is None or state.path == names.REGISTRY:
+            return
+        event: dict[str, object] = {
+            "type": "stream",
+            "key": state.path,
+            "headers": {"operation": operation},
+        }
+        if operation == "insert":
+            event["value"] = {
+                "path": state.path,
+                "contentType": state.content_type,
+                "createdAt": state.created_ms,
+            }
+        asked = Append(names.JSON, orjson.dumps(event))
+        outcome = decide_append(registry.state, registry.producers, asked)
+        assert isinstance(outcome, Accepted)
+        self._append_now(registry, asked, outcome)
+
+
+def _check_writable(path: str, method: str) -> None:
+    if path == names.REGISTRY:
+        raise MethodNotAllowed(method, _REGISTRY_METHODS)

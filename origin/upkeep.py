@@ -1,0 +1,79 @@
+"""Upkeep: what the origin does beside its requests: brings the index up to the journal, ends what
+expired."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from origin.catalog import Catalog
+from origin.journal import DiskFull, Journal
+from origin.ledger import Ledger
+from origin.streams import Streams
+from shared import metrics
+
+_log = logging.getLogger(__name__)
+
+# How much a restart may have to replay, and how long what is in the index only lags.
+_APPLY_EVERY_S: Final = 1.0
+# TTLs hold to a second; every access looks for itself besides.
+_REAP_EVERY_S: Final = 0.5
+# Expired streams that one turn deletes: more would hold up the appends that share their frame.
+_REAP_AT_ONCE: Final = 1000
+
+
+class Indexer:
+    """Brings the index up to the journal, one batch at a time."""
+
+    def __init__(
+        self, ledger: Ledger, journal: Journal, fail_stop: Callable[[BaseException], None]
+    ) -> None:
+        """Prepare.
+
+        Args:
+            fail_stop: called when the index cannot be written; must end the process.
+        """
+        self._ledger = ledger
+        self._journal = journal
+        self._fail_stop = fail_stop
+        self._one_at_a_time = asyncio.Lock()
+
+    async def keep(self) -> None:
+        """Apply what has become durable, for ever."""
+        while True:
+            await asyncio.sleep(_APPLY_EVERY_S)
+            await self.apply()
+
+    async def apply(self) -> None:
+        """Apply what has become durable so far. Being cancelled does not stop it half-way."""
+        await asyncio.shield(asyncio.create_task(self._apply()))
+
+    async def _apply(self) -> None:
+        async with self._one_at_a_time:
+            batch = self._ledger.take_batch()
+            if batch is None:
+                return
+            try:
+                await asyncio.to_thread(self._journal.apply, batch)
+            except DiskFull as error:
+                # Nothing is lost: the frames are there, and the next batch holds what this one
+                # held.
+                _log.warning("index waits for room: error=%s", error)
+                self._ledger.put_back(batch)
+            except Exception as error:
+                # What the index lacks would be kept in memory without bound; a restart rebuilds it.
+                self._fail_stop(error)
+            else:
+                self._ledger.applied(batch)
+                metrics.INDEX_LAG.set(self._ledger.lsn - batch.lsn)
+
+
+async def reap(catalog: Catalog, streams: Streams) -> None:
+    """Delete streams whose time is over, for ever."""
+    while True:
+        await asyncio.sleep(_REAP_EVERY_S)
+        ended = 0
+        for stream in list(catalog.expiring.values()):
+            if ended == _REAP_AT_ONCE:
+                break
+            ended += streams.expire(stream)

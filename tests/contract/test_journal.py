@@ -1,0 +1,321 @@
+"""One suite over every journal: what Journal promises (origin/journal.py)."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import apsw
+import pytest
+
+from origin.frame import CorruptLog
+from origin.journal import Batch, Extent, Journal, JournalFailed
+from origin.memory import MemoryJournal
+from origin.sqlite import SqliteJournal
+from shared.protocol.expiry import Expiry
+from shared.protocol.producer import ProducerKey, ProducerState
+from shared.protocol.stream import Ancestor, ForkPoint, StreamState
+from tests.service import ROOT
+
+PLAIN = StreamState("a/b", 1, "text/plain", Expiry(), 1_800_000_000_000, tail=7)
+FULL = StreamState(
+    path="ü/" + "x" * 900,
+    incarnation=2,
+    content_type='application/json; q="\\"',
+    expiry=Expiry(None, "2030-01-01T00:00:00+02:00", 1_893_448_800_000),
+    created_ms=1_800_000_000_001,
+    fork=ForkPoint("a/b", 1, 4, "0000000000000001_0000000000000003", 1),
+    lineage=(Ancestor(1, 4),),
+    tail=2**53 - 1,
+    closed=True,
+    closed_by=ProducerKey("p \x7f'\"", 3, 9),
+    last_seq="z\u2603",
+    deleted=True,
+)
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def journal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Journal]:
+    opened: Journal = MemoryJournal() if request.param == "memory" else SqliteJournal(tmp_path)
+    yield opened
+    opened.close()
+
+
+def write(journal: Journal, *frames: bytes) -> None:
+    for lsn, frame in enumerate(frames, 1):
+        journal.append(lsn, frame)
+
+
+def held(journal: Journal) -> list[tuple[StreamState, int, dict[str, ProducerState]]]:
+    return [(s.state, s.touched_ms, dict(s.producers)) for s in journal.stored()]
+
+
+# --- frames --------------------------------------------------------------------------------------
+
+
+def test_new_journal_holds_nothing(journal: Journal) -> None:
+    assert journal.applied() == (0, 1)
+    assert list(journal.frames(0)) == []
+    assert held(journal) == []
+    assert journal.extents(1, 0, 100) == []
+
+
+def test_frames_come_back_in_order_and_whole(journal: Journal) -> None:
+    frames = [bytes([n]) * size for n, size in enumerate((1, 100, 5000, 3_000_000, 0))]
+    write(journal, *frames)
+    assert list(journal.frames(0)) == list(enumerate(frames, 1))
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"), [(0, [1, 2, 3]), (1, [2, 3]), (2, [3]), (3, []), (9, [])]
+)
+def test_frames_after_an_lsn_are_those_after_it(
+    journal: Journal, after: int, expected: list[int]
+) -> None:
+    write(journal, b"one", b"two", b"three")
+    assert [lsn for lsn, _ in journal.frames(after)] == expected
+
+
+# --- bytes ---------------------------------------------------------------------------------------
+
+
+def test_read_returns_the_bytes_of_each_place_in_the_order_asked(journal: Journal) -> None:
+    write(journal, b"0123456789", bytes(range(256)) * 100)
+    places = [(2, 255, 2), (1, 0, 10), (1, 9, 1), (2, 25_599, 1), (1, 4, 0)]
+    assert list(journal.read(places)) == [b"\xff\x00", b"0123456789", b"9", b"\xff", b""]
+
+
+@pytest.mark.parametrize(
+    "place", [(1, 8, 3), (1, 10, 1), (1, 99, 1)], ids=["over the end", "at the end", "beyond it"]
+)
+def test_read_past_the_end_of_a_frame_is_an_error(
+    journal: Journal, place: tuple[int, int, int]
+) -> None:
+    write(journal, b"0123456789")
+    with pytest.raises(CorruptLog, match="frame 1"):
+        list(journal.read([place]))
+
+
+def test_read_of_a_frame_that_is_not_there_is_an_error(journal: Journal) -> None:
+    write(journal, b"0123456789")
+    with pytest.raises(CorruptLog, match="frame 2"):
+        list(journal.read([(1, 0, 1), (2, 0, 1)]))
+
+
+# --- index ---------------------------------------------------------------------------------------
+
+
+def test_applied_batch_is_there(journal: Journal) -> None:
+    write(journal, b"one", b"two")
+    extent = Extent(0, 1, 20, (3, 4), 2**32 - 1)
+    producers = [(1, "p", ProducerState(1, 5)), (2, "p", ProducerState(0, 0))]
+    streams = [(PLAIN, 10), (FULL, 20)]
+    journal.apply(Batch(2, 3, streams, list(producers), [(1, extent)], []))
+    assert journal.applied() == (2, 3)
+    assert held(journal) == [
+        (PLAIN, 10, {"p": ProducerState(1, 5)}),
+        (FULL, 20, {"p": ProducerState(0, 0)}),
+    ]
+    assert journal.extents(1, 0, 7) == [extent]
+    assert journal.extents(2, 0, 7) == []
+
+
+def test_later_batch_replaces_what_it_names_and_keeps_the_rest(journal: Journal) -> None:
+    write(journal, b"one", b"two")
+    extents = [(1, Extent(0, 1, 20, (7,), 1)), (1, Extent(7, 2, 20, (1,), 2))]
+    first = [(1, "p", ProducerState(1, 5)), (1, "q", ProducerState(1, 1))]
+    journal.apply(Batch(1, 3, [(PLAIN, 10), (FULL, 20)], list(first), extents[:1], []))
+    moved = StreamState("a/b", 1, "text/plain", Expiry(), 5, tail=8)
+    second = [(1, "p", ProducerState(2, 0))]
+    journal.apply(Batch(2, 3, [(moved, 30)], list(second), extents[1:], []))
+    assert held(journal) == [
+        (moved, 30, {"p": ProducerState(2, 0), "q": ProducerState(1, 1)}),
+        (FULL, 20, {}),
+    ]
+    assert journal.extents(1, 0, 8) == [extent for _, extent in extents]
+
+
+def test_batch_applied_twice_is_as_if_once(journal: Journal) -> None:
+    write(journal, b"one")
+    batch = Batch(
+        1, 2, [(PLAIN, 10)], [(1, "p", ProducerState(1, 5))], [(1, Extent(0, 1, 20, (7,), 1))]
+    )
+    journal.apply(batch)
+    journal.apply(batch)
+    assert held(journal) == [(PLAIN, 10, {"p": ProducerState(1, 5)})]
+    assert journal.extents(1, 0, 7) == [Extent(0, 1, 20, (7,), 1)]
+
+
+def test_deleted_stream_leaves_nothing(journal: Journal) -> None:
+    write(journal, b"one", b"two")
+    rows = [(n, "p", ProducerState(1, n)) for n in (1, 2)]
+    extents = [(n, Extent(0, 1, 20, (7,), n)) for n in (1, 2)]
+    journal.apply(Batch(1, 3, [(PLAIN, 10), (FULL, 20)], list(rows), extents, []))
+    journal.apply(Batch(2, 3, deleted=[1]))
+    assert held(journal) == [(FULL, 20, {"p": ProducerState(1, 2)})]
+    assert journal.extents(1, 0, 7) == []
+    assert journal.extents(2, 0, 7) == [extents[1][1]]
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "expected"),
+    [
+        (0, 1, [0]),
+        (0, 10, [0]),
+        (0, 11, [0, 10]),
+        (9, 10, [0]),
+        (10, 11, [10]),
+        (12, 13, [10]),
+        (14, 16, [10, 15]),
+        (0, 99, [0, 10, 15]),
+        (19, 20, [15]),
+    ],
+)
+def test_extents_hold_the_positions_asked_for(
+    journal: Journal, start: int, end: int, expected: list[int]
+) -> None:
+    write(journal, b"one")
+    sizes = {0: (10,), 10: (2, 3), 15: (5,)}
+    rows = [(1, Extent(at, 1, at, size, 0)) for at, size in sizes.items()]
+    journal.apply(Batch(1, 2, [(PLAIN, 1)], [], rows, []))
+    assert [extent.start for extent in journal.extents(1, start, end)] == expected
+
+
+# --- what only files can go through --------------------------------------------------------------
+
+
+def test_closed_journal_opens_as_it_was(tmp_path: Path) -> None:
+    first = SqliteJournal(tmp_path)
+    write(first, b"one", b"two")
+    first.apply(Batch(1, 3, [(PLAIN, 10), (FULL, 20)], [(1, "p", ProducerState(1, 5))], [], []))
+    first.close()
+    second = SqliteJournal(tmp_path)
+    assert second.applied() == (1, 3)
+    assert list(second.frames(1)) == [(2, b"two")]
+    assert held(second) == [(PLAIN, 10, {"p": ProducerState(1, 5)}), (FULL, 20, {})]
+    second.append(3, b"three")
+    assert [lsn for lsn, _ in second.frames(0)] == [1, 2, 3]
+    second.close()
+
+
+def test_closed_journal_leaves_no_log_behind(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path)
+    write(journal, b"one")
+    journal.close()
+    assert sorted(os.listdir(tmp_path)) == ["index.db", "journal.db", "lock"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from origin.journal import Batch
+from origin.sqlite import SqliteJournal
+journal = SqliteJournal(Path(sys.argv[1]))
+for lsn in range(1, 6):
+    journal.append(lsn, bytes([lsn]) * 5000)
+journal.apply(Batch(3, 7))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def run_killed(folder: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(folder)], cwd=ROOT, timeout=60)
+    assert ended.returncode == -9
+
+
+def test_killed_journal_opens_with_all_that_it_confirmed(tmp_path: Path) -> None:
+    run_killed(tmp_path)
+    journal = SqliteJournal(tmp_path)
+    assert journal.applied() == (3, 7)
+    assert list(journal.frames(0)) == [(lsn, bytes([lsn]) * 5000) for lsn in range(1, 6)]
+    journal.close()
+
+
+def test_lost_index_begins_anew_behind_the_same_frames(tmp_path: Path) -> None:
+    run_killed(tmp_path)
+    for file in tmp_path.glob("index.db*"):
+        file.unlink()
+    journal = SqliteJournal(tmp_path)
+    assert journal.applied() == (0, 1)
+    assert [lsn for lsn, _ in journal.frames(0)] == [1, 2, 3, 4, 5]
+    journal.close()
+
+
+def test_second_process_on_the_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("origin.sqlite._LOCK_WAIT_S", 0.1)
+    journal = SqliteJournal(tmp_path)
+    with pytest.raises(JournalFailed, match=r"in use by another process"):
+        SqliteJournal(tmp_path)
+    journal.append(1, b"one")
+    journal.close()
+    SqliteJournal(tmp_path).close()
+
+
+def test_folder_is_free_again_after_a_refused_start(tmp_path: Path) -> None:
+    (tmp_path / "journal.db").write_bytes(b"no database at all" * 100)
+    for _ in range(2):
+        with pytest.raises(CorruptLog, match=r"journal\.db: NotADB"):
+            SqliteJournal(tmp_path)
+
+
+def foreign(path: Path) -> None:
+    with apsw.Connection(str(path)) as connection:
+        connection.execute("CREATE TABLE frame (lsn INTEGER PRIMARY KEY, body BLOB)")
+    connection.close()
+
+
+def noise(path: Path) -> None:
+    path.write_bytes(os.urandom(9000))
+
+
+def folder(path: Path) -> None:
+    path.mkdir()
+
+
+@pytest.mark.parametrize("name", ["journal.db", "index.db"])
+@pytest.mark.parametrize("make", [foreign, noise, folder])
+def test_file_that_is_not_ours_is_named_and_left_alone(
+    tmp_path: Path, name: str, make: Callable[[Path], None]
+) -> None:
+    path = tmp_path / name
+    make(path)
+    before = path.read_bytes() if path.is_file() else None
+    with pytest.raises(CorruptLog, match=rf"{name}: "):
+        SqliteJournal(tmp_path)
+    assert (path.read_bytes() if path.is_file() else None) == before
+
+
+def test_index_ahead_of_the_journal_is_refused(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path)
+    write(journal, b"one", b"two")
+    journal.apply(Batch(2, 3))
+    journal.close()
+    (tmp_path / "journal.db").unlink()
+    journal = SqliteJournal(tmp_path)
+    with pytest.raises(CorruptLog, match=r"journal\.db: ends with frame 0.*applied 2"):
+        journal.applied()
+    journal.close()
+
+
+def test_missing_frame_is_named(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path)
+    write(journal, b"one", b"two", b"three")
+    journal.close()
+    with apsw.Connection(str(tmp_path / "journal.db")) as connection:
+        connection.execute("DELETE FROM frame WHERE lsn = 2")
+    connection.close()
+    journal = SqliteJournal(tmp_path)
+    found = journal.frames(0)
+    assert next(iter(found)) == (1, b"one")
+    with pytest.raises(CorruptLog, match=r"journal\.db: frame 2 is missing"):
+        list(found)
+    journal.close()
+
+
+def test_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(JournalFailed, match=r"data folder .*/file"):
+        SqliteJournal(tmp_path / "file")
