@@ -1,0 +1,112 @@
+"""EdgeSource: chunks for readers, from the cache, the known tails, or one shared upstream read."""
+
+from typing import Final
+
+from edge.chunks import Chunks, Kept
+from edge.coalesce import Coalescer
+from edge.tail import Tail
+from edge.tails import Tails
+from edge.upstream import Refused, Upstream
+from shared import metrics
+from shared.clock import Clock
+from shared.protocol import names
+from shared.protocol.chunk import Chunk
+from shared.protocol.offset import ZERO_TOKEN
+
+# How long a kept chunk is served on the word of its last read, where no wake would tell of a
+# deletion.
+_UNWATCHED_S: Final = 1.0
+# Reads of one place that find nothing though more is believed to be there: it may have been a race
+# once. An upstream that contradicts itself is not asked over and over.
+_LOOKS: Final = 3
+_SENTINELS: Final = frozenset({names.BEGINNING, names.NOW, ZERO_TOKEN})
+
+
+class EdgeSource:
+    """A caching proxy for the protocol; its upstream is any server of it."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        tails: Tails,
+        reads: Coalescer[tuple[str, str], Chunk],
+        chunks: Chunks,
+        clock: Clock,
+    ) -> None:
+        self._upstream = upstream
+        self._tails = tails
+        self._reads = reads
+        self._chunks = chunks
+        self._clock = clock
+
+    async def read(self, path: str, offset: str) -> Chunk:
+        """Answer a catch-up read: a full chunk from the cache, or a read that starts from now
+        on."""
+        kept = self._chunks.get(path, offset)
+        if kept is not None and self._is_fresh(kept):
+            metrics.CHUNK_HITS.inc()
+            return kept.chunk
+        held = None if kept is None else kept.chunk
+        asked_s = self._clock.monotonic_s()
+        try:
+            chunk = await self._reads.get(
+                (path, offset), lambda: self._upstream.read(path, offset, held)
+            )
+        except Refused:
+            self.forget(path)
+            raise
+        self._keep(path, offset, chunk, asked_s)
+        return chunk
+
+    async def join(self, path: str, offset: str) -> Chunk:
+        """Answer the start of a live read: from the known tail, else by one read."""
+        with self._tails.using(path) as tail:
+            if offset not in _SENTINELS:
+                if self._tails.trusted(tail):
+                    found = tail.after(offset)
+                    if found is not None:
+                        return found
+                kept = self._chunks.get(path, offset)
+                if kept is not None and self._is_fresh(kept):
+                    metrics.CHUNK_HITS.inc()
+                    return kept.chunk
+            await self._tails.follow(tail)
+            asked_s = self._clock.monotonic_s()
+            chunk = await self._tails.read(tail, offset)
+            self._keep(path, offset, chunk, asked_s)
+            return chunk
+
+    async def next(self, path: str, after: Chunk) -> Chunk:
+        """Wait for what follows a chunk."""
+        with self._tails.using(path) as tail:
+            await self._tails.follow(tail)
+            return await self._await_news(tail, after.next)
+
+    def forget(self, path: str) -> None:
+        """Let go of all that is kept of a stream: it is gone, or another one is there."""
+        self._chunks.drop(path)
+
+    def _keep(self, path: str, offset: str, chunk: Chunk, asked_s: float) -> None:
+        if "immutable" in chunk.cache_control and offset not in _SENTINELS:
+            self._chunks.put(path, offset, chunk, asked_s)
+
+    async def _await_news(self, tail: Tail, offset: str) -> Chunk:
+        looked_in_vain = 0
+        while True:
+            if tail.failed is not None:
+                raise tail.failed
+            found = tail.after(offset)
+            if found is None and looked_in_vain < _LOOKS:
+                # Not a place that is known here: the upstream knows what follows it.
+                found = await self._tails.read(tail, offset)
+                if found.empty and not found.closed:
+                    offset = found.next
+                    looked_in_vain += 1
+                    continue
+            if found is not None and (not found.empty or found.closed):
+                return found
+            await tail.waiters.wait()
+            looked_in_vain = 0
+
+    def _is_fresh(self, kept: Kept) -> bool:
+        return self._clock.monotonic_s() - kept.confirmed_s < _UNWATCHED_S

@@ -1,0 +1,243 @@
+"""Tails: follows the end of every stream that somebody waits on, by wakes or without."""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+from functools import partial
+from typing import Final
+
+from edge.coalesce import Coalescer
+from edge.tail import Tail
+from edge.upstream import Refused, Upstream
+from shared import metrics
+from shared.bus import Subscriber
+from shared.clock import Clock
+from shared.protocol.chunk import Chunk
+from shared.protocol.cursor import next_cursor
+from shared.protocol.errors import Unavailable
+from shared.tasks import background
+from shared.wake import Wake
+
+_log = logging.getLogger(__name__)
+
+# How long a stream is followed after its last reader left: long-polls leave and come back.
+_LINGER_S: Final = 5.0
+# A wake may be lost on a healthy bus. A tail that nothing was heard of for as long as a long-poll
+# takes is looked at, so a lost wake costs a reader one round, never the data.
+_CONFIRM_S: Final = 20.0
+# A stream with a sliding window expires unless its origin hears of its readers.
+_RENEW_S_MAX: Final = 10.0
+_SWEEP_S: Final = 0.25
+# Reads that repair after a gap, a reconnect or doubt, at once: a crowd of streams never stampedes.
+_REPAIRS_AT_ONCE: Final = 32
+# Without wakes: how long the upstream may hold a wait, and how often it is asked where waits run
+# out.
+_POLL_WAIT_S: Final = 300.0
+_POLL_EVERY_S: Final = 1.0
+_RETRY_S: Final = 0.5
+
+
+class Tails:
+    """The known tails, and what keeps them true."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        reads: Coalescer[tuple[str, str], Chunk],
+        bus: Subscriber | None,
+        clock: Clock,
+    ) -> None:
+        self._upstream = upstream
+        self._reads = reads
+        self._bus = bus
+        self._clock = clock
+        self._tails: dict[str, Tail] = {}
+        self._idle_since_s: dict[str, float] = {}
+        self._subscribing: dict[str, asyncio.Task[bool]] = {}
+        self._polls: dict[str, asyncio.Task[None]] = {}
+        self._due: asyncio.Queue[Tail] = asyncio.Queue()
+        self._queued: set[str] = set()
+        self._stack = AsyncExitStack()
+
+    async def start(self) -> None:
+        """Connect the bus and begin to follow."""
+        if self._bus is not None:
+            await self._bus.start(self._on_wake, self._on_doubt)
+        repairers = (self._repair_for_ever() for _ in range(_REPAIRS_AT_ONCE))
+        await self._stack.enter_async_context(background(self._sweep_for_ever(), *repairers))
+
+    async def close(self) -> None:
+        """Stop following."""
+        await self._stack.aclose()
+        tasks = [*self._polls.values(), *self._subscribing.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._bus is not None:
+            await self._bus.close()
+
+    @contextmanager
+    def using(self, path: str) -> Iterator[Tail]:
+        """Hold on to the tail of a stream, found or new."""
+        tail = self._tails.get(path)
+        if tail is None or tail.failed is not None:
+            tail = self._tails[path] = Tail(path)
+            metrics.TAILS.set(len(self._tails))
+        tail.users += 1
+        self._idle_since_s.pop(path, None)
+        try:
+            yield tail
+        finally:
+            tail.users -= 1
+            if tail.users == 0 and self._tails.get(path) is tail:
+                self._idle_since_s[path] = self._clock.monotonic_s()
+
+    async def follow(self, tail: Tail) -> None:
+        """See to it that news of a stream arrives; returns before the first read of it may
+        begin."""
+        if tail.covered or tail.path in self._polls:
+            return
+        if self._bus is not None:
+            joining = self._subscribing.get(tail.path)
+            if joining is None:
+                joining = asyncio.create_task(self._bus.subscribe(tail.path))
+                self._subscribing[tail.path] = joining
+                joining.add_done_callback(lambda _: self._subscribing.pop(tail.path, None))
+            tail.covered = await asyncio.shield(joining) and self._bus.up
+        self._cover(tail)
+
+    def trusted(self, tail: Tail) -> bool:
+        """Tell whether what is known of a tail is all there is, as far as anyone here can tell."""
+        if not tail.covered or tail.state is None or tail.failed is not None:
+            return False
+        if tail.ttl_s is None:
+            return True
+        # The origin counts a sliding window from the reads that it sees.
+        return self._clock.monotonic_s() - tail.confirmed_s < min(1.0, tail.ttl_s / 3)
+
+    async def read(self, tail: Tail, offset: str) -> Chunk:
+        """Read the upstream, sharing reads that start from now on; the tail learns from it."""
+        asked_s = self._clock.monotonic_s()
+        chunk = await self._reads.get(
+            (tail.path, offset), lambda: self._upstream.read(tail.path, offset)
+        )
+        tail.confirmed_s = tail.heard_s = max(tail.confirmed_s, asked_s)
+        if tail.on_read(offset, chunk):
+            self._look(tail)
+        return chunk
+
+    # --- news ------------------------------------------------------------------------------------
+
+    def _on_wake(self, path: str, wake: Wake) -> None:
+        tail = self._tails.get(path)
+        if tail is None:
+            metrics.WAKES_RECEIVED.labels("unwanted").inc()
+            return
+        before = tail.state
+        tail.heard_s = self._clock.monotonic_s()
+        if tail.on_wake(wake):
+            metrics.WAKES_RECEIVED.labels("gap").inc()
+            self._look(tail)
+        else:
+            metrics.WAKES_RECEIVED.labels("old" if tail.state == before else "taken").inc()
+
+    def _on_doubt(self) -> None:
+        """Wakes may have been lost: every stream that somebody waits on is looked at, once."""
+        up = self._bus is not None and self._bus.up
+        for tail in self._tails.values():
+            tail.covered = up
+            self._cover(tail)
+            if tail.users:
+                self._look(tail)
+
+    def _cover(self, tail: Tail) -> None:
+        """Poll a stream exactly while wakes do not arrive."""
+        if tail.covered:
+            self._stop_polling(tail.path)
+        elif tail.path not in self._polls:
+            poll = self._polls[tail.path] = asyncio.create_task(self._poll(tail))
+            poll.add_done_callback(partial(self._poll_ended, tail.path))
+
+    def _poll_ended(self, path: str, poll: asyncio.Task[None]) -> None:
+        if self._polls.get(path) is poll:
+            del self._polls[path]
+
+    def _stop_polling(self, path: str) -> None:
+        # Gone at once: whether somebody polls is asked again before the task has ended.
+        poll = self._polls.pop(path, None)
+        if poll is not None:
+            poll.cancel()
+
+    # --- looking ---------------------------------------------------------------------------------
+
+    def _look(self, tail: Tail) -> None:
+        if tail.path not in self._queued and tail.state is not None:
+            self._queued.add(tail.path)
+            self._due.put_nowait(tail)
+
+    async def _repair_for_ever(self) -> None:
+        while True:
+            tail = await self._due.get()
+            self._queued.discard(tail.path)
+            if tail.state is None or tail.failed is not None:
+                continue
+            try:
+                await self.read(tail, tail.state.offset)
+            except Refused as error:
+                self._end(tail, error)
+            except Unavailable:
+                # Readers wait on; the sweep looks again.
+                tail.heard_s = float("-inf")
+
+    async def _poll(self, tail: Tail) -> None:
+        """Follow a stream without wakes: a long-poll held open, or one read a second if too many
+        are."""
+        cursor: str | None = None
+        while tail.failed is None:
+            if tail.state is None or not tail.users:
+                await asyncio.sleep(_SWEEP_S)
+                continue
+            offset = tail.state.offset
+            try:
+                if tail.state.closed or self._upstream.waits.locked():
+                    await self.read(tail, offset)
+                    await asyncio.sleep(_POLL_EVERY_S)
+                    continue
+                cursor = next_cursor(self._clock.now_ms(), cursor)
+                chunk = await self._upstream.wait(tail.path, offset, cursor, _POLL_WAIT_S)
+                tail.confirmed_s = tail.heard_s = self._clock.monotonic_s()
+                tail.on_read(offset, chunk)
+            except Refused as error:
+                self._end(tail, error)
+            except Unavailable:
+                await asyncio.sleep(_RETRY_S)
+
+    def _end(self, tail: Tail, error: Exception) -> None:
+        tail.fail(error)
+        if self._tails.get(tail.path) is tail:
+            self._forget(tail)
+
+    def _forget(self, tail: Tail) -> None:
+        del self._tails[tail.path]
+        self._idle_since_s.pop(tail.path, None)
+        self._stop_polling(tail.path)
+        if self._bus is not None:
+            self._bus.unsubscribe(tail.path)
+        metrics.TAILS.set(len(self._tails))
+
+    async def _sweep_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            now_s = self._clock.monotonic_s()
+            for path, since_s in list(self._idle_since_s.items()):
+                if now_s - since_s > _LINGER_S:
+                    self._forget(self._tails[path])
+            for tail in self._tails.values():
+                if tail.users and self._is_stale(tail, now_s):
+                    self._look(tail)
+
+    def _is_stale(self, tail: Tail, now_s: float) -> bool:
+        if tail.ttl_s is not None and now_s - tail.confirmed_s > min(tail.ttl_s / 3, _RENEW_S_MAX):
+            return True
+        return tail.covered and now_s - tail.heard_s > _CONFIRM_S

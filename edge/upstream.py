@@ -1,0 +1,207 @@
+"""Upstream: reads from an origin, another edge, or any server of the protocol."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote, urlencode
+
+import aiohttp
+import orjson
+from yarl import URL
+
+from shared import metrics
+from shared.protocol import caching, jsonmode, media, names
+from shared.protocol.chunk import Chunk
+from shared.protocol.errors import ProtocolError, Unavailable
+from shared.protocol.request import Live
+
+# Shorter than any server keeps an idle connection, so that none closes under a request.
+_KEEPALIVE_S: Final = 15.0
+# A foreign server may cut its reads where it likes; more than this is not a chunk.
+_BODY_BYTES_MAX: Final = 320 * 1024 * 1024
+# Refusals pass these on; what else a server says of itself stays with it.
+_REFUSAL_HEADERS: Final = ("Retry-After", "Allow", names.STREAM_CLOSED, names.STREAM_NEXT_OFFSET)
+_DIGITS: Final = re.compile(r"[0-9]{1,12}")
+
+
+class Refused(ProtocolError):
+    """The upstream refuses a read; its reply is passed on."""
+
+    def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.status = status  # type: ignore[misc]  # one class for all that an upstream may say
+        self.code = code  # type: ignore[misc]
+        self._headers = dict(headers)
+
+    def headers(self) -> dict[str, str]:
+        return self._headers
+
+
+class Upstream:
+    """One server to read from."""
+
+    def __init__(
+        self,
+        url: str,
+        prefix: str,
+        *,
+        timeout_s: float,
+        connections: int,
+        socket: Path | None = None,
+    ) -> None:
+        """Prepare; connects when it is asked something.
+
+        Args:
+            url: scheme, host and port.
+            timeout_s: until the head of a reply, and between two pieces of its body.
+            connections: bound on reads under way, and once more on waits under way.
+            socket: Unix socket to connect to instead.
+        """
+        self._url = url.rstrip("/")
+        self._prefix = prefix
+        self._timeout_s = timeout_s
+        self.reads = asyncio.Semaphore(connections)
+        self.waits = asyncio.Semaphore(connections)
+        connector = (
+            aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S)
+            if socket is None
+            else aiohttp.UnixConnector(str(socket), limit=0, keepalive_timeout=_KEEPALIVE_S)
+        )
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            # What a client did not say is not said for it: a Content-Type that aiohttp makes up
+            # would become the stream's.
+            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
+        )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._session.close()
+
+    async def read(self, path: str, offset: str, held: Chunk | None = None) -> Chunk:
+        """Read what is at an offset now.
+
+        Args:
+            held: a chunk of that very offset: returned again if it is still what the upstream has.
+
+        Raises:
+            Refused: the upstream says no.
+            Unavailable: it cannot be reached, or says nothing sensible.
+        """
+        headers = {} if held is None or held.etag is None else {"If-None-Match": held.etag}
+        async with self.reads, self._get("read", path, {"offset": offset}, headers, 0.0) as reply:
+            if reply.status == 304 and held is not None:
+                return held
+            return await _chunk(reply, offset)
+
+    async def wait(self, path: str, offset: str, cursor: str | None, wait_s: float) -> Chunk:
+        """Long-poll at an offset; an empty chunk when nothing came.
+
+        Args:
+            wait_s: how long the upstream may take beyond an ordinary reply.
+
+        Raises:
+            Refused, Unavailable: as `read`.
+        """
+        query = {"offset": offset, "live": Live.LONG_POLL.value}
+        if cursor is not None:
+            query["cursor"] = cursor
+        async with self.waits, self._get("wait", path, query, {}, wait_s) as reply:
+            return await _chunk(reply, offset)
+
+    @asynccontextmanager
+    async def pass_on(
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes | None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send a request as it came, and yield the reply.
+
+        Raises:
+            Unavailable: nothing was sent, so it may be sent again.
+            aiohttp.ClientError, TimeoutError: it is not known what came of it.
+        """
+        url = URL(self._url + target, encoded=True)
+        timeout = aiohttp.ClientTimeout(sock_connect=self._timeout_s, sock_read=self._timeout_s)
+        try:
+            reply = await self._session.request(
+                method, url, headers=headers, data=body, timeout=timeout, allow_redirects=False
+            )
+        except aiohttp.ClientConnectorError as error:
+            raise Unavailable(f"the upstream cannot be reached: {error.os_error}") from None
+        async with reply:
+            yield reply
+
+    @asynccontextmanager
+    async def _get(
+        self,
+        mode: str,
+        path: str,
+        query: dict[str, str],
+        headers: dict[str, str],
+        wait_s: float,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        # Parameters in lexicographic order: one URL for one question, wherever it is cached.
+        target = f"{self._prefix}{quote(path, safe='/')}?{urlencode(sorted(query.items()))}"
+        url = URL(self._url + target, encoded=True)
+        timeout = aiohttp.ClientTimeout(
+            sock_connect=self._timeout_s, sock_read=self._timeout_s + wait_s
+        )
+        outcome = "failed"
+        try:
+            async with self._session.get(
+                url, headers=headers, timeout=timeout, allow_redirects=False
+            ) as reply:
+                outcome = str(reply.status)
+                if reply.status not in (200, 204, 304):
+                    await _refuse(reply)
+                yield reply
+        except (aiohttp.ClientError, TimeoutError) as error:
+            outcome = "failed"
+            reason = str(error) or type(error).__name__
+            raise Unavailable(f"the upstream cannot be read: {reason}") from None
+        finally:
+            metrics.UPSTREAM_READS.labels(mode, outcome).inc()
+
+
+async def _refuse(reply: aiohttp.ClientResponse) -> None:
+    """Raise what a reply that is no success says."""
+    body = (await reply.content.read(4096)).decode(errors="replace")
+    if reply.status >= 500:
+        raise Unavailable(f"the upstream answers {reply.status}")
+    code, message = "refused", body.strip()[:500] or f"the upstream answers {reply.status}"
+    try:
+        told = orjson.loads(body)["error"]
+        code, message = str(told["code"]), str(told["message"])
+    except (ValueError, KeyError, TypeError):
+        pass  # a foreign server words its refusals as it likes
+    headers = {k: reply.headers[k] for k in _REFUSAL_HEADERS if k in reply.headers}
+    raise Refused(reply.status, code, message, headers)
+
+
+async def _chunk(reply: aiohttp.ClientResponse, offset: str) -> Chunk:
+    """Return the chunk in a reply."""
+    headers = reply.headers
+    following = headers.get(names.STREAM_NEXT_OFFSET)
+    if following is None:
+        raise Unavailable("the upstream's reply has no Stream-Next-Offset: not a stream server?")
+    if (reply.content_length or 0) > _BODY_BYTES_MAX:
+        raise Unavailable(f"the upstream sends {reply.content_length} bytes at once")
+    body = await reply.read()
+    content_type = headers.get("Content-Type", names.DEFAULT_CONTENT_TYPE)
+    ttl = headers.get(names.STREAM_TTL, "")
+    return Chunk(
+        content_type=content_type,
+        next=following,
+        body=body,
+        empty=jsonmode.is_empty(body) if media.is_json(content_type) else not body,
+        at_tail=names.STREAM_UP_TO_DATE in headers,
+        closed=headers.get(names.STREAM_CLOSED, "").lower() == "true",
+        etag=headers.get("ETag"),
+        cache_control=headers.get("Cache-Control", caching.NO_STORE),
+        ttl_s=int(ttl) if _DIGITS.fullmatch(ttl) else None,
+        expires_at=headers.get(names.STREAM_EXPIRES_AT),
+    )
