@@ -1,0 +1,92 @@
+"""Admin: health and metrics of all processes of one service, on one port."""
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector, CollectorRegistry
+
+_TIMEOUT: Final = aiohttp.ClientTimeout(total=2.0)
+
+
+class _Families(Collector):
+    """Metric families that are there already."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        return self._families
+
+
+@dataclass(slots=True)
+class Admin:
+    """Asks every process over its own socket; a figure keeps the name of its process as a label."""
+
+    sockets: dict[str, Path]  # by role
+    draining: bool = False
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer /healthz, /readyz and /metrics."""
+        match request.path:
+            case "/healthz" | "/health":
+                return _text(200, "ok\n")
+            case "/readyz":
+                return await self._readiness()
+            case "/metrics":
+                return await self._metrics()
+            case _:
+                return _text(404, "only /healthz, /readyz and /metrics\n")
+
+    async def _readiness(self) -> web.Response:
+        if self.draining:
+            return _text(503, "draining\n")
+        answers = await self._ask_all("/readyz")
+        missing = [role for role, (status, _) in answers.items() if status != 200]
+        if missing:
+            return _text(503, f"not ready: {', '.join(missing)}\n")
+        return _text(200, "ready\n")
+
+    async def _metrics(self) -> web.Response:
+        answers = await self._ask_all("/metrics")
+        merged: dict[str, Metric] = {}
+        for role, (status, text) in answers.items():
+            if status == 200:
+                for family in text_string_to_metric_families(text):
+                    into = merged.setdefault(
+                        family.name, Metric(family.name, family.documentation, family.type)
+                    )
+                    into.samples += [
+                        sample._replace(labels={**sample.labels, "process": role})
+                        for sample in family.samples
+                    ]
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_Families(list(merged.values())))
+        response = web.Response(body=generate_latest(registry))
+        response.headers["Content-Type"] = CONTENT_TYPE_LATEST
+        return response
+
+    async def _ask_all(self, path: str) -> dict[str, tuple[int, str]]:
+        answers = await asyncio.gather(*(self._ask(sock, path) for sock in self.sockets.values()))
+        return dict(zip(self.sockets, answers, strict=True))
+
+    async def _ask(self, sock: Path, path: str) -> tuple[int, str]:
+        connector = aiohttp.UnixConnector(str(sock))
+        try:
+            async with (
+                aiohttp.ClientSession(connector=connector, timeout=_TIMEOUT) as session,
+                session.get(f"http://admin{path}") as reply,
+            ):
+                return reply.status, await reply.text()
+        except (aiohttp.ClientError, TimeoutError):
+            return 503, ""
+
+
+def _text(status: int, text: str) -> web.Response:
+    return web.Response(status=status, text=text, headers={"Cache-Control": "no-store"})

@@ -1,0 +1,1 @@
+"""The commands for people and scripts: create, append, read, tail, head, close, delete."""
