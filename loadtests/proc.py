@@ -1,0 +1,135 @@
+"""What a process and its children cost: CPU time and memory, read from Linux's /proc."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+PROC: Final = Path("/proc")
+# A process's CPU clock in nanoseconds, as clock_getcpuclockid(3) builds its id. The ticks of
+# /proc/PID/stat are 10 ms, longer than a whole delivery to a thousand readers takes.
+_CPU_CLOCK: Final = 2
+QUIET_SHARE: Final = 0.1  # of one core; a server that idles stays below it, one that works does not
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """User memory of all processes of a server, in bytes.
+
+    `pss` divides pages shared with others by how many share them, `uss` counts unshared ones only.
+    """
+
+    pss: int
+    uss: int
+
+
+class Tree:
+    """A process and its descendants, as they are when this is made."""
+
+    def __init__(self, root: int) -> None:
+        """Find the descendants of the process `root`."""
+        children: defaultdict[int, list[int]] = defaultdict(list)
+        for entry in PROC.iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                # The name, in parentheses, may hold spaces; the parent is second behind it.
+                parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+            except OSError:  # it ended meanwhile
+                continue
+            children[int(parent)].append(int(entry.name))
+        self.pids = [root]
+        for pid in self.pids:
+            self.pids.extend(children[pid])
+
+    def cpu_s(self) -> float:
+        """Return the CPU time of all of them so far, user and system, in seconds."""
+        return sum(_cpu_s(pid) for pid in self.pids)
+
+    def memory(self) -> Memory:
+        """Return the user memory of all of them; the kernel's sockets are not in it."""
+        pss = uss = 0
+        for pid in self.pids:
+            try:
+                lines = (PROC / str(pid) / "smaps_rollup").read_text().splitlines()
+            except OSError:
+                continue
+            kib = {key: int(rest.split()[0]) for key, _, rest in map(_cut, lines[1:])}
+            pss += kib["Pss"] * 1024
+            uss += (kib["Private_Clean"] + kib["Private_Dirty"]) * 1024
+        return Memory(pss, uss)
+
+    def settle(self, quiet_s: float = 0.25, limit_s: float = 120.0) -> float:
+        """Wait until the processes have been idle for quiet_s.
+
+        Returns:
+            When they last worked, on the monotonic clock; after limit_s, now.
+        """
+        began = last_busy = seen = time.monotonic()
+        cpu = self.cpu_s()
+        while seen - last_busy < quiet_s and seen - began < limit_s:
+            time.sleep(0.02)
+            now, now_cpu = time.monotonic(), self.cpu_s()
+            if now_cpu - cpu > QUIET_SHARE * (now - seen):
+                last_busy = now
+            seen, cpu = now, now_cpu
+        return last_busy
+
+
+class Elsewhere:
+    """What the machine does beside this run: its processes are this one and its descendants."""
+
+    def __init__(self) -> None:
+        """Measure from now on; whoever works for the run must have been started."""
+        self._own = Tree(os.getpid())
+        self._began = time.monotonic()
+        self._busy_s = _machine_busy_s() - self._own.cpu_s()
+
+    def cores(self) -> float:
+        """Return how many cores others have used since; what a hypervisor took away is in it."""
+        busy_s = _machine_busy_s() - self._own.cpu_s() - self._busy_s
+        # The machine's clock ticks in 10 ms, so a moment without others may come out below 0.
+        return max(0.0, busy_s / (time.monotonic() - self._began))
+
+
+def _machine_busy_s() -> float:
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(
+        int, (PROC / "stat").read_text().split(maxsplit=9)[1:9]
+    )
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _cut(line: str) -> tuple[str, str, str]:
+    return line.partition(":")
+
+
+def _cpu_s(pid: int) -> float:
+    try:
+        return time.clock_gettime((~pid << 3) | _CPU_CLOCK)
+    except OSError:  # it ended
+        return 0.0
+
+
+_LISTENING = "0A"  # as include/net/tcp_states.h numbers it
+
+
+def accept_queue(port: int) -> int:
+    """Return how many connections wait to be accepted on a port, in its longest queue.
+
+    Listening sockets come first in /proc/net/tcp: reading stops behind them, however many readers
+    are connected.
+    """
+    longest = 0
+    with (PROC / "net" / "tcp").open() as file:
+        next(file)  # the heading
+        for line in file:
+            words = line.split()
+            if words[3] != _LISTENING:
+                break
+            if words[1].endswith(f":{port:04X}"):
+                longest = max(longest, int(words[4].split(":")[1], 16))
+    return longest
