@@ -26,7 +26,7 @@ up: $(VENV)/.runtime
 setup: $(VENV)/.dev
 
 test: lint types
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 4 --maxschedchunk 1
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .
