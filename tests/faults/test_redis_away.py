@@ -19,7 +19,7 @@ from tests.service import Service, ValkeyServer, _free_port, valkey_server
 # Three seconds are enough for everything to notice; HEADWATER_TEST_REDIS_DOWN_S=10 is what a person
 # would call an outage.
 DOWN_S = float(os.environ.get("HEADWATER_TEST_REDIS_DOWN_S", "3"))
-# The promise (DESIGN, decision 2). Nothing else in these tests is measured against a clock.
+# The promise while Redis is away. Nothing else in these tests is measured against a clock.
 LATE_S_MAX = 2.0
 STREAMS, LONG_POLLS, EVENT_STREAMS = 3, 8, 3
 EVERY_S = 0.03  # between two appends to one stream
