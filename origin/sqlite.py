@@ -29,6 +29,8 @@ _BUSY_MS: Final = 10_000  # only a checkpoint and a commit ever meet, for millis
 # Past this the commit thread itself finishes the checkpoint; behind it, the applier keeps up alone.
 _WAL_BYTES_MAX: Final = 64 * 1024 * 1024
 
+_WAL_BYTES_STEP: Final = 16 * 1024 * 1024  # where readers were in the way, it is tried again
+_RESTART_WAIT_MS: Final = 20
 _LOCK_WAIT_S: Final = 5.0  # a predecessor may still be draining
 
 _JOURNAL_SCHEMA: Final = """
@@ -74,6 +76,7 @@ class SqliteJournal:
         except BaseException:
             os.close(self._lock)
             raise
+        self._wal_bytes_due = _WAL_BYTES_MAX
         self._readers = threading.local()
         self._opened: list[apsw.Connection] = []
 
@@ -84,8 +87,10 @@ class SqliteJournal:
             if _is_full(error, self._writer):
                 raise DiskFull(f"{self._journal_path}: {error}") from error
             raise JournalFailed(f"{self._journal_path}: {type(error).__name__}: {error}") from error
-        if self._wal_bytes() > _WAL_BYTES_MAX:
-            self._finish_checkpoint()
+        wal_bytes = self._wal_bytes()
+        if wal_bytes > self._wal_bytes_due:
+            done = self._finish_checkpoint()
+            self._wal_bytes_due = _WAL_BYTES_MAX if done else wal_bytes + _WAL_BYTES_STEP
 
     def applied(self) -> tuple[int, int]:
         with _reading(self._index_path):
@@ -236,19 +241,25 @@ class SqliteJournal:
         except FileNotFoundError:
             return 0
 
-    def _finish_checkpoint(self) -> None:
-        """Start the WAL anew; without room for that, it grows on.
+    def _finish_checkpoint(self) -> bool:
+        """Start the WAL anew, unless readers are using it or there is no room; return whether it
+        was.
 
         Raises:
             JournalFailed: anything else went wrong. The commit before it is on disk all the same.
         """
+        self._writer.set_busy_timeout(_RESTART_WAIT_MS)  # commits wait meanwhile
         try:
             self._checkpoint(self._writer, "TRUNCATE")
         except apsw.BusyError:
-            return
+            return False
         except apsw.Error as error:
             if not _is_full(error, self._writer):
                 raise JournalFailed(f"{self._journal_path}: {error}") from error
+            return False
+        finally:
+            self._writer.set_busy_timeout(_BUSY_MS)
+        return self._wal_bytes() == 0
 
     @staticmethod
     def _checkpoint(connection: apsw.Connection, mode: str) -> int:
