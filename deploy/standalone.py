@@ -20,7 +20,7 @@ from shared.web import Listener, listen_admin
 
 _log = logging.getLogger(__name__)
 
-_START_TIMEOUT_S: Final = 60.0  # recovery of a large journal included
+_START_TIMEOUT_S: Final = 600.0  # recovery of a large journal included
 _RESTART_FIRST_S: Final = 0.2
 _RESTART_MOST_S: Final = 10.0
 _STABLE_S: Final = 30.0  # a process that ran this long starts again at once
@@ -174,7 +174,7 @@ async def _keep(child: Child) -> None:
         )
         await asyncio.sleep(child.backoff_s)
         child.backoff_s = min(child.backoff_s * 2, _RESTART_MOST_S)
-        with suppress(StartFailed):
+        with suppress(StartFailed, OSError):  # OSError: no process can be had just now
             await child.start()
 
 

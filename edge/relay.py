@@ -7,7 +7,7 @@ import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict
 
-from edge.upstream import Upstream
+from edge.upstream import BrokeOff, Upstream
 from shared import metrics
 from shared.protocol.errors import Unavailable
 from shared.protocol.reply import COMMON_HEADERS
@@ -74,7 +74,7 @@ class Relay:
                 for name, value in reply.headers.items():
                     if name.lower() not in _HOP and name.lower() not in _OURS:
                         response.headers.add(name, value)
-        except (aiohttp.ClientError, TimeoutError) as error:
+        except (BrokeOff, aiohttp.ClientError, TimeoutError) as error:
             reason = str(error) or type(error).__name__
             raise OutcomeUnknown(
                 f"the upstream broke off, the request may or may not have had its effect: {reason}"

@@ -52,8 +52,9 @@ class EdgeSource:
             chunk = await self._reads.get(
                 (path, offset), lambda: self._upstream.read(path, offset, held)
             )
-        except Refused:
-            self.forget(path)
+        except Refused as error:
+            if error.status == 404:  # other refusals are of one request, and easily provoked
+                self.forget(path)
             raise
         self._keep(path, offset, chunk, asked_s)
         return chunk

@@ -45,6 +45,7 @@ class Tail:
     __slots__ = (
         "_bytes",
         "_recent",
+        "behind",
         "confirmed_s",
         "content_type",
         "covered",
@@ -62,6 +63,7 @@ class Tail:
     def __init__(self, path: str) -> None:
         self.path = path
         self.state: TailState | None = None  # None until a read has found it
+        self.behind = False  # a wake has told of more: what is known is not called up to date
         self.short = False  # there is more behind it, which is being read
         self.content_type = ""
         self.ttl_s: int | None = None
@@ -96,6 +98,7 @@ class Tail:
             self.hint = told if self.hint is None else max(self.hint, told)
             return False
         if wake.deleted:
+            self.short = True
             return True
         if told <= self.state:
             return False
@@ -104,6 +107,7 @@ class Tail:
             body = jsonmode.wrap(stored) if media.is_json(self.content_type) else stored
             self._move(told, body if stored else None)
             return False
+        self.behind = True
         return True
 
     def on_read(self, offset: str, chunk: Chunk) -> bool:
@@ -122,6 +126,8 @@ class Tail:
             self.waiters.wake()
             return hint is not None and hint > seen
         follows = offset == self.state.offset
+        if at_tail:
+            self.behind = False
         if follows and at_tail:
             self.short = False
         if seen <= self.state or not (at_tail or follows):
@@ -152,7 +158,9 @@ class Tail:
 
     def _chunk(self, start: str, end: str, bodies: list[bytes]) -> Chunk:
         assert self.state is not None
-        at_tail = end == self.state.offset and not self.short
+        # Data that a wake has already overtaken is not called up to date. An empty chunk is what a
+        # reader waits with, and is.
+        at_tail = end == self.state.offset and not self.short and not (bodies and self.behind)
         closed = at_tail and self.state.closed
         if len(bodies) == 1:
             body = bodies[0]

@@ -57,7 +57,7 @@ class Tails:
         self._subscribing: dict[str, asyncio.Task[bool]] = {}
         self._polls: dict[str, asyncio.Task[None]] = {}
         self._due: asyncio.Queue[Tail] = asyncio.Queue()
-        self._queued: set[str] = set()
+        self._queued: set[Tail] = set()
         self._stack = AsyncExitStack()
 
     async def start(self) -> None:
@@ -109,7 +109,7 @@ class Tails:
 
     def trusted(self, tail: Tail) -> bool:
         """Tell whether what is known of a tail is all there is, as far as anyone here can tell."""
-        if not tail.covered or tail.state is None or tail.failed is not None:
+        if not tail.covered or tail.state is None or tail.failed is not None or tail.short:
             return False
         if tail.ttl_s is None:
             return True
@@ -146,7 +146,8 @@ class Tails:
         """Wakes may have been lost: every stream that somebody waits on is looked at, once."""
         up = self._bus is not None and self._bus.up
         for tail in self._tails.values():
-            tail.covered = up
+            # What is being asked for is not had yet: its own answer will tell.
+            tail.covered = up and tail.path not in self._subscribing
             self._cover(tail)
             if tail.users:
                 self._look(tail)
@@ -172,14 +173,14 @@ class Tails:
     # --- looking ---------------------------------------------------------------------------------
 
     def _look(self, tail: Tail) -> None:
-        if tail.path not in self._queued and tail.state is not None:
-            self._queued.add(tail.path)
+        if tail not in self._queued and tail.state is not None:
+            self._queued.add(tail)
             self._due.put_nowait(tail)
 
     async def _repair_for_ever(self) -> None:
         while True:
             tail = await self._due.get()
-            self._queued.discard(tail.path)
+            self._queued.discard(tail)
             if tail.state is None or tail.failed is not None:
                 continue
             try:

@@ -24,6 +24,7 @@ _KEEPALIVE_S: Final = 15.0
 _BODY_BYTES_MAX: Final = 320 * 1024 * 1024
 # Refusals pass these on; what else a server says of itself stays with it.
 _REFUSAL_HEADERS: Final = ("Retry-After", "Allow", names.STREAM_CLOSED, names.STREAM_NEXT_OFFSET)
+_TRANSIENT: Final = (408, 425, 429)
 _DIGITS: Final = re.compile(r"[0-9]{1,12}")
 
 
@@ -38,6 +39,26 @@ class Refused(ProtocolError):
 
     def headers(self) -> dict[str, str]:
         return self._headers
+
+
+class BrokeOff(Exception):
+    """The upstream went away after it may have got a request."""
+
+
+async def _send_once(
+    request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
+    """Send a request once: aiohttp repeats PUT and DELETE when a kept connection breaks.
+
+    The second DELETE would tell a client that its stream was never there. An error that is none of
+    aiohttp's own is not repeated.
+    """
+    try:
+        return await send(request)
+    except aiohttp.ClientConnectorError:
+        raise
+    except aiohttp.ClientError as error:
+        raise BrokeOff(str(error) or type(error).__name__) from error
 
 
 class Upstream:
@@ -94,7 +115,10 @@ class Upstream:
             Unavailable: it cannot be reached, or says nothing sensible.
         """
         headers = {} if held is None or held.etag is None else {"If-None-Match": held.etag}
-        async with self.reads, self._get("read", path, {"offset": offset}, headers, 0.0) as reply:
+        async with (
+            self._turn(self.reads),
+            self._get("read", path, {"offset": offset}, headers, 0.0) as reply,
+        ):
             if reply.status == 304 and held is not None:
                 return held
             return await _chunk(reply, offset)
@@ -111,8 +135,22 @@ class Upstream:
         query = {"offset": offset, "live": Live.LONG_POLL.value}
         if cursor is not None:
             query["cursor"] = cursor
-        async with self.waits, self._get("wait", path, query, {}, wait_s) as reply:
+        async with self._turn(self.waits), self._get("wait", path, query, {}, wait_s) as reply:
             return await _chunk(reply, offset)
+
+    @asynccontextmanager
+    async def _turn(self, places: asyncio.Semaphore) -> AsyncIterator[None]:
+        """Wait for one of the bounded places, but not for ever: a crowd that has left must not
+        queue on."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await places.acquire()
+        except TimeoutError:
+            raise Unavailable("too many reads of the upstream are under way") from None
+        try:
+            yield
+        finally:
+            places.release()
 
     @asynccontextmanager
     async def pass_on(
@@ -122,13 +160,19 @@ class Upstream:
 
         Raises:
             Unavailable: nothing was sent, so it may be sent again.
-            aiohttp.ClientError, TimeoutError: it is not known what came of it.
+            BrokeOff, aiohttp.ClientError, TimeoutError: it is not known what came of it.
         """
         url = URL(self._url + target, encoded=True)
         timeout = aiohttp.ClientTimeout(sock_connect=self._timeout_s, sock_read=self._timeout_s)
         try:
             reply = await self._session.request(
-                method, url, headers=headers, data=body, timeout=timeout, allow_redirects=False
+                method,
+                url,
+                headers=headers,
+                data=body,
+                timeout=timeout,
+                allow_redirects=False,
+                middlewares=(_send_once,),
             )
         except aiohttp.ClientConnectorError as error:
             raise Unavailable(f"the upstream cannot be reached: {error.os_error}") from None
@@ -170,7 +214,8 @@ class Upstream:
 async def _refuse(reply: aiohttp.ClientResponse) -> None:
     """Raise what a reply that is no success says."""
     body = (await reply.content.read(4096)).decode(errors="replace")
-    if reply.status >= 500:
+    if reply.status >= 500 or reply.status in _TRANSIENT or reply.status < 400:
+        # One reader's bad moment must not end what all the others wait for.
         raise Unavailable(f"the upstream answers {reply.status}")
     code, message = "refused", body.strip()[:500] or f"the upstream answers {reply.status}"
     try:

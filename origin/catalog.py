@@ -1,6 +1,8 @@
 """Catalog: every stream of this origin, by path and by incarnation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from heapq import heappop, heappush
+from typing import Final
 
 from origin.journal import Extent
 from origin.stream import Stream
@@ -8,6 +10,8 @@ from shared import metrics
 from shared.clock import Clock
 from shared.protocol.errors import Gone, NotFound
 from shared.protocol.expiry import NEVER
+
+_LOOK_AGAIN_MS: Final = 1000
 
 
 class Catalog:
@@ -24,7 +28,11 @@ class Catalog:
         self.by_incarnation = streams
         self.by_path = {stream.state.path: stream for stream in streams.values()}
         self.next_incarnation = next_incarnation
-        self.expiring = {inc: s for inc, s in streams.items() if s.state.expiry != NEVER}
+        self._due: list[
+            tuple[int, int]
+        ] = []  # heap of deadlines (ms), each no later than the real one
+        for stream in streams.values():
+            self.watch(stream)
         metrics.STREAMS.set(len(streams))
 
     def is_over(self, stream: Stream) -> bool:
@@ -54,6 +62,31 @@ class Catalog:
         """Return the durable extents that the index may not have yet, in order."""
         stream = self.by_incarnation.get(incarnation)
         return stream.extents if stream is not None else ()
+
+    def watch(self, stream: Stream) -> None:
+        """See to it that `due` comes by a stream that may end."""
+        deadline, ttl_s = stream.deadline_ms(), stream.state.expiry.ttl_s
+        if deadline is not None:
+            # A window is looked at before it is over: somebody may wait on it, and so renew it.
+            look = deadline if ttl_s is None else self._clock.now_ms() + ttl_s * 1000 // 3
+            heappush(self._due, (min(deadline, look), stream.state.incarnation))
+
+    def due(self) -> Iterator[Stream]:
+        """Yield the streams whose time is over, or that somebody waits on while it passes."""
+        now_ms = self._clock.now_ms()
+        while self._due and self._due[0][0] <= now_ms:
+            _, incarnation = heappop(self._due)
+            stream = self.by_incarnation.get(incarnation)
+            if stream is None or stream.state.deleted:
+                continue
+            if self.is_over(stream):
+                # There may be no room to delete it: it is looked at again.
+                heappush(self._due, (now_ms + _LOOK_AGAIN_MS, incarnation))
+                yield stream
+                continue
+            self.watch(stream)  # first: whoever takes it may not come back for more
+            if len(stream.waiters):
+                yield stream
 
     def touch(self, stream: Stream) -> bool:
         """Renew a sliding window; return whether there is one."""

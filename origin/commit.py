@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -56,7 +57,6 @@ class _Flight:
     frame: bytes
     changes: list[Change]
     placements: list[Placement]
-    waiters: list[asyncio.Future[None]]
 
 
 class Committer:
@@ -83,9 +83,11 @@ class Committer:
         self._clock = clock
         self._on_commit = on_commit
         self._fail_stop = fail_stop
-        self._queue: list[Change] = []
+        self._queue: deque[tuple[Change, ...]] = deque()
         self._queue_bytes = 0
-        self._waiters: list[asyncio.Future[None]] = []
+        self._submitted = self._landed_count = 0  # changes so far
+        # Who waits for how many of them, in that order.
+        self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._flight: _Flight | None = None
         self._next_lsn = 1
         self._pump_due = False
@@ -110,10 +112,11 @@ class Committer:
         if self._queue_bytes > _QUEUE_BYTES_MAX or len(self._queue) > _QUEUE_RECORDS_MAX:
             raise Unavailable("too many appends wait for the disk")
 
-    def submit(self, change: Change) -> None:
-        """Add a decision to the next frame; `check_room` comes before the decision."""
-        self._queue.append(change)
-        self._queue_bytes += _payload_bytes(change.record)
+    def submit(self, *changes: Change) -> None:
+        """Add one decision to the next frame: all of it, or none; `check_room` comes before."""
+        self._queue.append(changes)
+        self._submitted += len(changes)
+        self._queue_bytes += _payload_bytes(changes)
         if not self._pump_due and self._flight is None:
             # Not at once: whatever else this turn of the loop decides joins the same frame.
             self._pump_due = True
@@ -125,14 +128,12 @@ class Committer:
         Raises:
             Unavailable: it was undone, because the disk is full.
         """
-        if self._queue:
-            waiters = self._waiters
-        elif self._flight is not None:
-            waiters = self._flight.waiters
-        else:
+        if self._submitted == self._landed_count:
             return
+        if self._failed:
+            raise Unavailable("the journal has failed, the server is stopping", retry_after_s=5)
         waiter = self._loop.create_future()
-        waiters.append(waiter)
+        self._waiters.append((self._submitted, waiter))
         await waiter
 
     async def close(self) -> None:
@@ -149,27 +150,33 @@ class Committer:
         self._pump_due = False
         if self._flight is not None or not self._queue or self._failed:
             return
-        changes, waiters = self._take()
-        records = [change.record for change in changes]
-        frame, placements = encode_frame(self._next_lsn, self._clock.now_ms(), records)
-        self._flight = _Flight(self._next_lsn, frame, changes, placements, waiters)
+        changes = self._take()
+        try:
+            records = [change.record for change in changes]
+            frame, placements = encode_frame(self._next_lsn, self._clock.now_ms(), records)
+        except BaseException as error:
+            self._fail(error)
+            return
+        self._flight = _Flight(self._next_lsn, frame, changes, placements)
         metrics.COMMIT_RECORDS.observe(len(records))
         self._jobs.put((self._next_lsn, frame))
 
-    def _take(self) -> tuple[list[Change], list[asyncio.Future[None]]]:
-        size = count = 0
-        for change in self._queue:
-            size += _payload_bytes(change.record)
-            if count and (size > _FRAME_BYTES_MAX or count == _FRAME_RECORDS_MAX):
+    def _take(self) -> list[Change]:
+        """Take as many whole decisions as a frame holds; a single larger one comes alone."""
+        changes: list[Change] = []
+        size = 0
+        while self._queue:
+            group = self._queue[0]
+            group_bytes = _payload_bytes(group)
+            if changes and (
+                size + group_bytes > _FRAME_BYTES_MAX
+                or len(changes) + len(group) > _FRAME_RECORDS_MAX
+            ):
                 break
-            count += 1
-        changes, self._queue = self._queue[:count], self._queue[count:]
-        self._queue_bytes = sum(_payload_bytes(change.record) for change in self._queue)
-        if self._queue:
-            # Those who wait may wait for what is left: they go with the last of it.
-            return changes, []
-        waiters, self._waiters = self._waiters, []
-        return changes, waiters
+            changes += self._queue.popleft()
+            size += group_bytes
+        self._queue_bytes -= size
+        return changes
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -185,38 +192,61 @@ class Committer:
     def _landed(self, error: BaseException | None) -> None:
         flight, self._flight = self._flight, None
         assert flight is not None
-        if error is None:
-            self._next_lsn = flight.lsn + 1
-            metrics.COMMITTED.inc(len(flight.changes))
-            metrics.COMMITTED_BYTES.inc(len(flight.frame))
-            for change in flight.changes:
-                change.done()
-            self._on_commit(Commit(flight.lsn, flight.frame, flight.placements))
-            self._pump()
-            _resolve(flight.waiters, None)
-            return
-        undone, self._queue, self._queue_bytes = flight.changes + self._queue, [], 0
-        waiters, self._waiters = flight.waiters + self._waiters, []
+        if error is not None:
+            undone = self._take_back(flight)
+            if not isinstance(error, DiskFull):
+                self._fail(error)
+                return
+            _log.error("disk full: undone=%d error=%s", undone, error)
+            self._refuse("the disk is full")
+        else:
+            try:
+                self._finish(flight)
+            except BaseException as raised:  # half of it is visible: what holds is on disk alone
+                self._fail(raised)
+
+    def _finish(self, flight: _Flight) -> None:
+        self._next_lsn = flight.lsn + 1
+        for change in flight.changes:
+            change.done()
+        self._on_commit(Commit(flight.lsn, flight.frame, flight.placements))
+        metrics.COMMITTED.inc(len(flight.changes))
+        metrics.COMMITTED_BYTES.inc(len(flight.frame))
+        self._pump()
+        self._landed_count += len(flight.changes)
+        while self._waiters and self._waiters[0][0] <= self._landed_count:
+            _, waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _take_back(self, flight: _Flight) -> int:
+        """Undo a frame that was not kept, and all that was decided since; return how many
+        changes."""
+        undone = [*flight.changes, *(change for group in self._queue for change in group)]
+        self._queue.clear()
+        self._queue_bytes = 0
+        self._landed_count = self._submitted
         for change in reversed(undone):
             change.undo()
-        if isinstance(error, DiskFull):
-            _log.error("disk full: undone=%d error=%s", len(undone), error)
-            _resolve(waiters, "the disk is full")
-            return
+        return len(undone)
+
+    def _fail(self, error: BaseException) -> None:
         self._failed = True
-        _log.critical("commit failed, stopping: lsn=%d error=%s", flight.lsn, error)
-        _resolve(waiters, "the journal has failed, the server is stopping")
+        _log.critical("commit failed, stopping: lsn=%d error=%r", self._next_lsn, error)
+        self._refuse("the journal has failed, the server is stopping")
         self._fail_stop(error)
 
-
-def _payload_bytes(record: Record) -> int:
-    return len(record.payload) if isinstance(record, Appended | Created) else 0
-
-
-def _resolve(waiters: list[asyncio.Future[None]], reason: str | None) -> None:
-    for waiter in waiters:
-        if not waiter.done():
-            if reason is None:
-                waiter.set_result(None)
-            else:
+    def _refuse(self, reason: str) -> None:
+        waiters = [waiter for _, waiter in self._waiters]
+        self._waiters.clear()
+        for waiter in waiters:
+            if not waiter.done():
                 waiter.set_exception(Unavailable(reason))
+
+
+def _payload_bytes(changes: tuple[Change, ...]) -> int:
+    return sum(
+        len(change.record.payload)
+        for change in changes
+        if isinstance(change.record, Appended | Created)
+    )

@@ -109,6 +109,8 @@ class Ledger:
 
     def applied(self, batch: Batch) -> None:
         """Forget what the index holds now."""
+        for _, extent in batch.extents:
+            self._reader.forget(extent)
         for incarnation in {incarnation for incarnation, _ in batch.extents}:
             stream = self._catalog.by_incarnation.get(incarnation)
             if stream is not None:

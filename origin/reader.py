@@ -19,6 +19,7 @@ from shared.protocol.stream import StreamState
 _THREADS: Final = 4
 # Recent extents stay in memory: whoever follows a stream reads what was just written.
 _RECENT_BYTES_MAX: Final = 64 * 1024 * 1024
+_OVERHEAD_BYTES: Final = 256  # of an entry: tiny appends are not free
 
 Recent = Callable[[int], Sequence[Extent]]
 
@@ -54,10 +55,16 @@ class Reader:
         if key in self._cache or len(payload) > _RECENT_BYTES_MAX:
             return
         self._cache[key] = payload
-        self._cache_bytes += len(payload)
+        self._cache_bytes += len(payload) + _OVERHEAD_BYTES
         while self._cache_bytes > _RECENT_BYTES_MAX:
             _, oldest = self._cache.popitem(last=False)
-            self._cache_bytes -= len(oldest)
+            self._cache_bytes -= len(oldest) + _OVERHEAD_BYTES
+
+    def forget(self, extent: Extent) -> None:
+        """Let go of what the index holds now: from then on it is read from the disk."""
+        payload = self._cache.pop((extent.lsn, extent.at), None)
+        if payload is not None:
+            self._cache_bytes -= len(payload) + _OVERHEAD_BYTES
 
     async def chunk(self, state: StreamState, position: int) -> Span:
         """Read from the append that holds position to the end of its chunk.

@@ -4,6 +4,7 @@ from itertools import takewhile
 
 from origin.catalog import Catalog, soft_deleted
 from origin.commit import Committer
+from origin.frame import CorruptLog
 from origin.ledger import Ledger
 from origin.reader import Reader
 from origin.stream import Stream
@@ -92,7 +93,12 @@ class Reads:
         return stream, stream.durable
 
     async def _read_from(self, state: StreamState, start: Offset | Start, position: int) -> Chunk:
-        span = await self._reader.chunk(state, position)
+        try:
+            span = await self._reader.chunk(state, position)
+        except (AssertionError, CorruptLog):
+            if state.incarnation not in self._catalog.by_incarnation:
+                raise NotFound(state.path) from None  # deleted while it was read
+            raise
         begin, stored = span.start, span.stored
         if begin < position and media.is_json(state.content_type):
             # Between the messages of one append there are positions too, though no header tells

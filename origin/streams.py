@@ -16,6 +16,7 @@ from shared.clock import Clock
 from shared.protocol import fork, jsonmode, media, names
 from shared.protocol.append import Accepted, Append, Unchanged, decide_append
 from shared.protocol.errors import (
+    BadRequest,
     Conflict,
     ContentTypeMismatch,
     InvalidOffset,
@@ -54,7 +55,7 @@ class Streams:
         """See to it that the registry stream exists."""
         if names.REGISTRY not in self._catalog.by_path:
             asked = Create(names.JSON, NEVER, closed=False, body=b"")
-            self._create_now(names.REGISTRY, asked, names.JSON, None, b"")
+            self._committer.submit(self._create(names.REGISTRY, asked, names.JSON, None, b"")[1])
             await self._committer.settled()
 
     async def create(self, path: str, asked: Create) -> tuple[StreamState, bool]:
@@ -77,9 +78,9 @@ class Streams:
             stored = asked.body
             if stored and media.is_json(content_type):
                 stored = jsonmode.flatten(stored, allow_empty=True)
-            stream = self._create_now(path, asked, content_type, point, stored)
-            self._register("insert", stream.state)
-            return stream.state, True
+            state, change = self._create(path, asked, content_type, point, stored)
+            self._committer.submit(change, *self._register("insert", state))
+            return state, True
         finally:
             await self._committer.settled()
 
@@ -93,7 +94,7 @@ class Streams:
             if self._catalog.touch(stream):
                 self._ledger.note(stream)
             if isinstance(outcome, Accepted):
-                self._append_now(stream, asked, outcome)
+                self._committer.submit(self._append(stream, asked, outcome))
             else:
                 metrics.UNCHANGED.inc()
             return outcome
@@ -108,7 +109,7 @@ class Streams:
             if stream.state.deleted:
                 raise soft_deleted(path)
             self._committer.check_room()
-            self._delete_now(stream)
+            self._committer.submit(*self._delete(stream))
         finally:
             await self._committer.settled()
 
@@ -118,12 +119,12 @@ class Streams:
         Returns:
             Whether it is being deleted now.
         """
-        if len(stream.waiters):
-            self._catalog.touch(stream)
+        if len(stream.waiters) and self._catalog.touch(stream):
+            self._ledger.note(stream)
         if stream.state.deleted or not self._catalog.is_over(stream):
             return False
         metrics.EXPIRED.inc()
-        self._delete_now(stream)
+        self._committer.submit(*self._delete(stream))
         return True
 
     def _there(self, path: str) -> Stream | None:
@@ -138,6 +139,10 @@ class Streams:
         state = self._catalog.find(source_path).state
         if state.deleted:
             raise Conflict(f"the source {source_path!r} is deleted")
+        if len(state.lineage) >= names.FORK_DEPTH_MAX:
+            raise BadRequest(
+                f"the source {source_path!r} is a fork {len(state.lineage)} deep already"
+            )
         start = Start.NOW if asked.fork_offset is None else parse_start(asked.fork_offset)
         position = state.position_of(start)
         if isinstance(start, Offset) and start.position > state.tail:
@@ -174,14 +179,15 @@ class Streams:
             raise ContentTypeMismatch(there, asked.content_type)
         return asked.content_type or there
 
-    def _create_now(
+    def _create(
         self,
         path: str,
         asked: Create,
         content_type: str,
         point: ForkPoint | None,
         stored: bytes,
-    ) -> Stream:
+    ) -> tuple[StreamState, Change]:
+        """Let a stream exist, and return how that becomes durable."""
         now_ms = self._clock.now_ms()
         catalog, by_incarnation = self._catalog, self._catalog.by_incarnation
         source = None if point is None else by_incarnation[point.source]
@@ -216,14 +222,12 @@ class Streams:
         def done() -> None:
             self._ledger.move(stream, state.base)
             stream.durable = state
-            if state.expiry != NEVER:
-                catalog.expiring[state.incarnation] = stream
+            catalog.watch(stream)
             metrics.STREAMS.inc()
 
-        self._committer.submit(Change(Created(state, stored), done, undo))
-        return stream
+        return state, Change(Created(state, stored), done, undo)
 
-    def _append_now(self, stream: Stream, asked: Append, outcome: Accepted) -> None:
+    def _append(self, stream: Stream, asked: Append, outcome: Accepted) -> Change:
         before, after, key = stream.state, outcome.state, asked.producer
         known = None if key is None else stream.producers.get(key.producer_id)
         stream.state = after
@@ -244,15 +248,24 @@ class Streams:
                 stream.dirty_producers[key.producer_id] = outcome.producer
 
         record = Appended(after.incarnation, outcome.stored, asked.close, key, asked.stream_seq)
-        self._committer.submit(Change(record, done, undo))
+        return Change(record, done, undo)
 
-    def _delete_now(self, stream: Stream) -> None:
-        """Delete a stream; whatever it alone kept alive goes with it (PROTOCOL §4.2)."""
+    def _delete(self, stream: Stream) -> list[Change]:
+        """Let a stream go, and whatever it alone kept alive (PROTOCOL §4.2)."""
+        changes = self._register("delete", stream.state)
+        going: Stream | None = stream
+        while going is not None:
+            change, source = self._delete_one(going)
+            changes.append(change)
+            kept_for_nothing = source is not None and source.state.deleted and not source.forks
+            going = source if kept_for_nothing else None
+        return changes
+
+    def _delete_one(self, stream: Stream) -> tuple[Change, Stream | None]:
+        """Return the change, and the source that has lost a fork by it."""
         before, path = stream.state, stream.state.path
         catalog = self._catalog
         soft = stream.forks > 0
-        if not before.deleted:
-            self._register("delete", before)
         after = replace(before, deleted=True)
         stream.state = after
         point = before.fork
@@ -272,22 +285,20 @@ class Streams:
         def done() -> None:
             self._ledger.move(stream, before.tail)
             stream.durable = after
-            catalog.expiring.pop(before.incarnation, None)
             if not soft:
                 stream.gone = True
                 catalog.by_incarnation.pop(before.incarnation, None)
                 self._ledger.drop(stream)
                 metrics.STREAMS.dec()
 
-        self._committer.submit(Change(Deleted(before.incarnation, soft), done, undo))
-        if source is not None and source.state.deleted and source.forks == 0:
-            self._delete_now(source)
+        return Change(Deleted(before.incarnation, soft), done, undo), source
 
-    def _register(self, operation: str, state: StreamState) -> None:
-        """Tell the registry stream, in the same frame, what came or went."""
+    def _register(self, operation: str, state: StreamState) -> list[Change]:
+        """Return what tells the registry stream of what comes or goes; it belongs to that
+        decision."""
         registry = self._catalog.by_path.get(names.REGISTRY)
         if registry is None or state.path == names.REGISTRY:
-            return
+            return []
         event: dict[str, object] = {
             "type": "stream",
             "key": state.path,
@@ -302,7 +313,7 @@ class Streams:
         asked = Append(names.JSON, orjson.dumps(event))
         outcome = decide_append(registry.state, registry.producers, asked)
         assert isinstance(outcome, Accepted)
-        self._append_now(registry, asked, outcome)
+        return [self._append(registry, asked, outcome)]
 
 
 def _check_writable(path: str, method: str) -> None:

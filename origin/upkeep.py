@@ -4,6 +4,7 @@ expired."""
 import asyncio
 import logging
 from collections.abc import Callable
+from itertools import islice
 from typing import Final
 
 from origin.catalog import Catalog
@@ -17,7 +18,7 @@ _log = logging.getLogger(__name__)
 # How much a restart may have to replay, and how long what is in the index only lags.
 _APPLY_EVERY_S: Final = 1.0
 # TTLs hold to a second; every access looks for itself besides.
-_REAP_EVERY_S: Final = 0.5
+_REAP_EVERY_S: Final = 0.25
 # Expired streams that one turn deletes: more would hold up the appends that share their frame.
 _REAP_AT_ONCE: Final = 1000
 
@@ -72,8 +73,5 @@ async def reap(catalog: Catalog, streams: Streams) -> None:
     """Delete streams whose time is over, for ever."""
     while True:
         await asyncio.sleep(_REAP_EVERY_S)
-        ended = 0
-        for stream in list(catalog.expiring.values()):
-            if ended == _REAP_AT_ONCE:
-                break
-            ended += streams.expire(stream)
+        for stream in islice(catalog.due(), _REAP_AT_ONCE):
+            streams.expire(stream)

@@ -80,7 +80,8 @@ class Reading:
         self._released = window_s
         now = asyncio.get_running_loop().time()
         for wait in self._waits:
-            wait.reschedule(now + random.uniform(0, window_s))
+            if not wait.expired():  # nor about to: it is on its way out
+                wait.reschedule(now + random.uniform(0, window_s))
 
     async def _long_poll(self, path: str, offset: str) -> Chunk:
         chunk = await self.source.join(path, offset)
@@ -124,10 +125,11 @@ class Reading:
             yield sse.encode_events(chunk, cursor)
             if chunk.closed:
                 return
-            if not chunk.at_tail:
+            if not (chunk.at_tail or chunk.empty):  # a careless upstream may not say so
                 chunk = await self.source.join(path, chunk.next)
                 continue
             following = asyncio.ensure_future(self.source.next(path, chunk))
+            following.add_done_callback(lambda done: done.cancelled() or done.exception())
             try:
                 while not (await asyncio.wait((following,), timeout=self.times.heartbeat_s))[0]:
                     yield sse.HEARTBEAT

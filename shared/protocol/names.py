@@ -43,5 +43,6 @@ PATH_BYTES_MAX: Final = 1024  # an object-store key has the same bound, and cold
 CONTENT_TYPE_CHARS_MAX: Final = 256
 PRODUCER_ID_CHARS_MAX: Final = 256
 STREAM_SEQ_CHARS_MAX: Final = 256
+FORK_DEPTH_MAX: Final = 128  # every read of a fork walks its chain
 INTEGER_MAX: Final = 2**53 - 1  # §5.2.1: what JavaScript counts exactly
 TTL_S_MAX: Final = 100 * 365 * 86_400  # a century; far from where dates overflow

@@ -4,12 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 
 import aiohttp
 import pytest
 from aiohttp import web
 
-from edge.upstream import Refused, Upstream
+from edge.upstream import BrokeOff, Refused, Upstream
 from shared.protocol.chunk import Chunk
 from shared.protocol.errors import Unavailable
 
@@ -118,7 +119,6 @@ REFUSALS = [
     pytest.param(400, b"", ("refused", "the upstream answers 400")),
     pytest.param(403, b'{"error":"a string"}', ("refused", '{"error":"a string"}')),
     pytest.param(409, b"[1,2]", ("refused", "[1,2]")),
-    pytest.param(301, b"", ("refused", "the upstream answers 301")),
     pytest.param(404, b"\xff" * 9000, None),
 ]
 
@@ -147,8 +147,9 @@ async def test_refusal_is_passed_on_in_whatever_words(
         answering(lambda: web.Response(status=503, headers={"Retry-After": "9"})),
         answering(lambda: web.Response(body=b"<html>not a stream server</html>")),
         ok(NEXT | {"Content-Length": "999999999999"}),
+        *(answering(partial(web.Response, status=status)) for status in (301, 408, 425, 429)),
     ],
-    ids=["500", "503", "no offset", "too much"],
+    ids=["500", "503", "no offset", "too much", "301", "408", "425", "429"],
 )
 async def test_answer_that_makes_no_sense_is_unavailable(handler: Handler) -> None:
     async with upstream(handler) as there:
@@ -238,3 +239,36 @@ async def test_request_that_is_passed_on_goes_and_comes_as_it_is() -> None:
         assert isinstance(reply, aiohttp.ClientResponse)
         assert (reply.status, await reply.read()) == (307, b"moved")
     assert seen == [("PUT", "/v1/stream/a%2Fb?x=%20", b"body", "1", None)]
+
+
+@pytest.mark.parametrize("method", ["PUT", "POST", "DELETE"])
+async def test_write_is_never_sent_twice(method: str) -> None:
+    """The kept connection breaks once the upstream has the request."""
+    seen: list[str] = []
+
+    async def answers_once(request: web.BaseRequest) -> web.StreamResponse:
+        seen.append(request.method)
+        if request.method == "HEAD":
+            return web.Response()
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    async with upstream(answers_once) as there:
+        async with there.pass_on("HEAD", "/v1/stream/s", {}, None) as reply:
+            assert reply.status == 200
+        with pytest.raises(BrokeOff):
+            async with there.pass_on(method, "/v1/stream/s", {}, b"x"):
+                pass
+    assert seen == ["HEAD", method]
+
+
+async def test_place_is_not_waited_for_without_end() -> None:
+    async with upstream(hangs) as there:
+        await there.reads.acquire()
+        for _ in range(500):
+            if there.reads.locked():
+                break
+            await there.reads.acquire()
+        with pytest.raises(Unavailable, match="too many reads"):
+            await there.read("s", "-1")

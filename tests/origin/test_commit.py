@@ -270,3 +270,71 @@ async def test_commit_returns_what_it_added_to_each_stream(journal: FailingJourn
     added = {place.incarnation: done.payload(place) for place in done.placements}
     assert added == {1: b"oneone", 2: b"two"}
     await committer.close()
+
+
+async def test_who_is_durable_is_told_however_much_waits_behind(
+    journal: FailingJournal, book: Book, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under load there is always something behind: nobody may wait until there is not."""
+    monkeypatch.setattr(commit, "_FRAME_BYTES_MAX", 10)
+    book.committer.start(1)
+    told: list[str] = []
+
+    async def append(name: str) -> None:
+        book.submit(name, size=10)
+        await book.committer.settled()
+        told.append(name)
+
+    first = [asyncio.create_task(append(name)) for name in "abc"]
+    await first[0]
+    book.gate.clear()  # a frame of what is left may be on its way, and no further
+    assert told[0] == "a"
+    assert "commit 1" in book.told
+    assert told == [name for name in book.told if len(name) == 1][: len(told)]
+    book.gate.set()
+    await asyncio.gather(*first)
+    assert told == ["a", "b", "c"]
+    await book.committer.close()
+
+
+async def test_one_decision_is_never_cut_in_two(
+    journal: FailingJournal, book: Book, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commit, "_FRAME_BYTES_MAX", 10)
+    book.committer.start(1)
+
+    def change(size: int) -> Change:
+        record = Appended(1, b"x" * size, False, None, None)
+        return Change(record, lambda: None, lambda: None)
+
+    book.committer.submit(change(4))
+    book.committer.submit(change(9), change(9), change(9))
+    book.committer.submit(change(4), change(5))
+    await book.committer.settled()
+    counts = [len(decode_frame(body, "").records) for _, body in journal.frames(0)]
+    assert counts == [1, 3, 2]
+    await book.committer.close()
+
+
+@pytest.mark.parametrize("where", ["encode", "done", "announce"])
+async def test_fault_of_our_own_stops_the_process(
+    journal: FailingJournal, book: Book, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has been decided then is neither kept nor forgotten: only recovery can tell."""
+
+    def fails(*_: object) -> None:
+        raise MemoryError
+
+    if where == "encode":
+        monkeypatch.setattr(commit, "encode_frame", fails)
+    if where == "announce":
+        monkeypatch.setattr(book.committer, "_on_commit", fails)
+    book.committer.start(1)
+    record = Appended(1, b"x", False, None, None)
+    book.committer.submit(Change(record, fails if where == "done" else lambda: None, lambda: None))
+    with pytest.raises(Unavailable):
+        await book.committer.settled()
+    assert [type(error) for error in book.stopped] == [MemoryError]
+    with pytest.raises(Unavailable):
+        book.committer.check_room()
+    await book.committer.close()

@@ -13,7 +13,7 @@ from origin import reader as reader_module
 from origin.frame import CorruptLog
 from origin.journal import Extent, Journal
 from origin.memory import MemoryJournal
-from origin.reader import Reader
+from origin.reader import _OVERHEAD_BYTES, Reader
 from origin.sqlite import SqliteJournal
 from shared.protocol.expiry import NEVER
 from shared.protocol.stream import StreamState
@@ -161,7 +161,8 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for lsn in range(100):
         size = 100 * (lsn % 30)
         reader.remember(Extent(0, lsn, 0, (size,), 0), bytes(size))
-        assert reader._cache_bytes == sum(map(len, reader._cache.values())) <= 10_000
+        held = sum(len(payload) + _OVERHEAD_BYTES for payload in reader._cache.values())
+        assert reader._cache_bytes == held <= 10_000
     reader.remember(Extent(0, 100, 0, (10_001,), 0), bytes(10_001))
     assert (100, 0) not in reader._cache
     reader.close()
