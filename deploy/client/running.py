@@ -59,17 +59,38 @@ def run(name: str, action: Action, args: argparse.Namespace) -> int:
     except BrokenPipeError:
         # Whoever read our output has what they wanted.
         silence_output()
-    except ClientFailure as failure:
-        say(f"{shown}: " + "; ".join([str(failure), *getattr(failure, "__notes__", ())]))
-        return exit_of(failure)
-    except OSError as error:
+    except Exception as error:
+        if _was_cancelled(error):
+            return _interrupted(shown, error)  # Ctrl-C came first; this is what it broke
+        return _failed(shown, error)
+    except KeyboardInterrupt as interrupt:
+        return _interrupted(shown, interrupt)
+    return Exit.OK
+
+
+def _failed(shown: str, error: Exception) -> int:
+    if isinstance(error, ClientFailure):
+        say(f"{shown}: " + "; ".join([str(error), *getattr(error, "__notes__", ())]))
+        return exit_of(error)
+    if isinstance(error, OSError):
         say(f"{shown}: {error}")
         return Exit.UNEXPECTED
-    except KeyboardInterrupt as interrupt:
-        for note in getattr(interrupt, "__notes__", ()):
-            say(f"{shown}: {note}")
-        return Exit.INTERRUPTED
-    return Exit.OK
+    raise error
+
+
+def _interrupted(shown: str, error: BaseException) -> int:
+    for note in getattr(error, "__notes__", ()):
+        say(f"{shown}: {note}")
+    return Exit.INTERRUPTED
+
+
+def _was_cancelled(error: BaseException | None) -> bool:
+    """Tell whether an error was raised on the way out of a cancelled task."""
+    while error is not None:
+        if isinstance(error, asyncio.CancelledError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def exit_of(failure: ClientFailure) -> Exit:
