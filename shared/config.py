@@ -188,12 +188,7 @@ def _parse(entry: dataclasses.Field[Any], text: str, source: str) -> Any:
     kind = _type_of(entry)
     value: Any
     try:
-        if kind is bool:
-            value = _BOOLEANS[text.lower()]
-        elif kind in (int, float):
-            value = kind(text)
-        else:
-            value = kind(text)
+        value = _BOOLEANS[text.lower()] if kind is bool else kind(text)
     except (ValueError, KeyError):
         raise BadSetting(f"{source}: {text!r} is no {kind.__name__}") from None
     least, most, choices = (entry.metadata[key] for key in ("least", "most", "choices"))

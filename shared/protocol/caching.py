@@ -69,8 +69,7 @@ def etag(start: str, end: str, *, closed: bool, last: bool = False) -> str:
     together. Closing a stream changes it, or a 304 would hide the end.
 
     Args:
-        last: a full chunk that ends at the tail. What follows it will not change its bytes, but a
-        304
+        last: a full chunk that ends at the tail. What follows will not change its bytes, but a 304
             would let a cache keep the reply that says that nothing follows.
     """
     return f'"{start}:{end}{":c" if closed else ":t" if last else ""}"'
