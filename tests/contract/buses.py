@@ -15,7 +15,7 @@ from shared.protocol.offset import Offset
 from shared.redis_bus import RedisPublisher, RedisSubscriber
 from shared.unix_bus import UnixPublisher, UnixSubscriber
 from shared.wake import Wake
-from tests.service import ValkeyServer
+from tests.service import ValkeyCluster, ValkeyServer
 
 DEADLINE_S = 15.0  # for what takes milliseconds, or a second where a server comes back
 POLL_S = 0.002
@@ -41,7 +41,9 @@ class UnixBus:
 
 
 class RedisBus:
-    def __init__(self, server: ValkeyServer) -> None:
+    """By one server, or by the cluster that it is a node of."""
+
+    def __init__(self, server: ValkeyServer | ValkeyCluster) -> None:
         self.server = server
 
     def publisher(self) -> RedisPublisher:

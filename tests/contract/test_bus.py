@@ -22,7 +22,7 @@ from tests.contract.buses import (
     until_heard,
     wake,
 )
-from tests.service import ValkeyServer, valkey_server
+from tests.service import ValkeyCluster, ValkeyServer, valkey_cluster, valkey_server
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +31,19 @@ def valkey() -> Iterator[ValkeyServer]:
         yield server
 
 
-@pytest.fixture(params=["memory", "unix", "redis"])
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[ValkeyCluster]:
+    with valkey_cluster() as found:
+        yield found
+
+
+@pytest.fixture(params=["memory", "unix", "redis", "cluster"])
 def bus(request: pytest.FixtureRequest, tmp_path: Path) -> Bus:
     if request.param == "memory":
         return MemoryBus()
     if request.param == "unix":
         return UnixBus(tmp_path / "bus")
-    return RedisBus(request.getfixturevalue("valkey"))
+    return RedisBus(request.getfixturevalue("cluster" if request.param == "cluster" else "valkey"))
 
 
 async def test_wake_after_subscribe_arrives(bus: Bus) -> None:
@@ -63,7 +69,7 @@ async def test_payload_arrives_as_it_was_sent(bus: Bus, payload: bytes | None) -
         assert edge.of(path) == [wake(3, payload)]
 
 
-async def test_wakes_arrive_in_the_order_in_which_they_were_published(bus: Bus) -> None:
+async def test_wakes_of_a_stream_arrive_in_the_order_in_which_they_were_published(bus: Bus) -> None:
     async with pair(bus) as (publisher, edge):
         paths = [stream(), stream(), stream()]
         for path in paths:
@@ -72,7 +78,8 @@ async def test_wakes_arrive_in_the_order_in_which_they_were_published(bus: Bus) 
         for path, one in sent:
             publisher.publish(path, one)
         await until(lambda: len(edge.wakes) == len(sent))
-        assert edge.wakes == sent
+        for path in paths:
+            assert edge.of(path) == [one for to, one in sent if to == path]
 
 
 async def test_wake_of_a_stream_reaches_only_its_subscribers(bus: Bus) -> None:
@@ -164,7 +171,7 @@ async def test_thousands_of_streams_can_be_subscribed_at_once(bus: Bus) -> None:
         for path in paths:
             publisher.publish(path, wake())
         await until(lambda: len(edge.wakes) == len(paths))
-        assert edge.wakes == [(path, wake()) for path in paths]
+        assert {path for path, _ in edge.wakes} == {*paths}
 
 
 async def test_subscriber_that_nobody_answers_says_so_at_once(tmp_path: Path) -> None:

@@ -8,12 +8,11 @@ from contextlib import asynccontextmanager
 import pytest
 from redis.asyncio import Redis
 
-from shared.redis_bus import (
-    DOUBT_CHANNEL,
-    QUEUE_BYTES_MAX,
-    RedisPublisher,
-    RedisSubscriber,
-)
+from shared import redis_subscriber
+from shared.interest import BATCH_PATHS_MAX, UNANSWERED_PATHS_MAX, Interest
+from shared.redis_bus import RedisPublisher, RedisSubscriber
+from shared.redis_origins import BEAT_CHANNEL
+from shared.redis_publisher import QUEUE_BYTES_MAX
 from shared.wake import PAYLOAD_BYTES_MAX, channel_of, encode_wake
 from tests.contract.buses import (
     DEADLINE_S,
@@ -126,7 +125,7 @@ async def test_foreign_messages_are_counted_and_ignored(valkey: ValkeyServer) ->
         messages = [b"", b"hello", b'{"path":"/a"}', b"HW2 " + bytes(damaged)[4:], bytes(damaged)]
         for message in messages:
             assert await redis.publish(channel_of(path), message) == 1
-        assert await redis.publish(DOUBT_CHANNEL, b"hello") == 1
+        assert await redis.publish(BEAT_CHANNEL, b"hello") == 1
         publisher.publish(path, wake())
         await until(lambda: edge.wakes)
         assert edge.wakes == [(path, wake())]
@@ -230,12 +229,145 @@ async def test_connection_that_fell_silent_is_noticed_and_replaced(valkey: Valke
             await until_heard(publisher, edge)
 
 
-async def test_subscriber_that_idles_stays_connected(valkey: ValkeyServer) -> None:
+async def calls(redis: Redis, command: str) -> int:
+    """Return how often the server did a command."""
+    counted = (await redis.info("commandstats")).get(f"cmdstat_{command}", {})
+    return int(counted.get("calls", 0))
+
+
+async def until_called(redis: Redis, command: str, times: int) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            if await calls(redis, command) >= times:
+                return
+            await asyncio.sleep(POLL_S)
+
+
+async def test_ends_that_idle_stay_connected_by_beats_alone(valkey: ValkeyServer) -> None:
     async with pair(RedisBus(valkey)) as (_, edge), client(valkey) as redis:
+        doubts = len(edge.doubts)
         await redis.config_resetstat()
-        doubts, pings = len(edge.doubts), 0
-        async with asyncio.timeout(DEADLINE_S):
-            while pings < 4:  # two of each end
-                await asyncio.sleep(POLL_S)
-                pings = (await redis.info("commandstats")).get("cmdstat_ping", {}).get("calls", 0)
+        await until_called(redis, "publish", 5)
         assert len(edge.doubts) == doubts
+        assert await calls(redis, "ping") <= 1  # from before the first beat
+
+
+async def test_subscriber_that_nobody_publishes_to_is_connected_and_not_up(
+    valkey: ValkeyServer,
+) -> None:
+    edge = Edge(RedisSubscriber(valkey.url))
+    async with running(edge), client(valkey) as redis:
+        await redis.config_resetstat()
+        assert await edge.bus.subscribe(stream()) is True
+        await until_called(redis, "ping", 2)
+        assert not edge.bus.up
+        assert edge.doubts == []
+        assert await calls(redis, "subscribe") == 1  # and no connection since
+
+
+async def test_origin_that_is_cut_off_is_missed_by_edges_that_are_not(
+    valkey: ValkeyServer,
+) -> None:
+    async with Relay(valkey).listening() as relay:
+        edge, path = Edge(RedisSubscriber(valkey.url)), stream()
+        publisher = RedisPublisher(relay.url)
+        async with running(edge, publisher):
+            await until_heard(publisher, edge)
+            edge.doubts.clear()
+            assert await edge.bus.subscribe(path)
+            relay.freeze()
+            await until(lambda: not edge.bus.up)
+            assert edge.doubts == [False]
+            publisher.publish(path, wake())
+            relay.thaw()
+            await until(lambda: edge.bus.up)
+            assert edge.doubts[:2] == [False, True]
+            await until_heard(publisher, edge)
+
+
+async def test_one_origin_of_two_that_is_cut_off_is_missed(valkey: ValkeyServer) -> None:
+    async with Relay(valkey).listening() as relay, pair(RedisBus(valkey)) as (publisher, edge):
+        other, doubts = RedisPublisher(relay.url), len(edge.doubts)
+        async with running(other):
+            await until(lambda: len(edge.doubts) > doubts)  # it is new
+            relay.freeze()
+            await until(lambda: not edge.bus.up)
+            await until_heard(publisher, edge)  # as far as it goes
+            assert not edge.bus.up
+            relay.thaw()
+            await until(lambda: edge.bus.up)
+
+
+async def test_origin_that_takes_its_leave_is_no_reason_for_doubt(valkey: ValkeyServer) -> None:
+    async with pair(RedisBus(valkey)) as (_, edge), client(valkey) as redis:
+        other, doubts = RedisPublisher(valkey.url), len(edge.doubts)
+        async with running(other):
+            await until(lambda: len(edge.doubts) > doubts)
+        doubts = len(edge.doubts)
+        await redis.config_resetstat()
+        await until_called(redis, "publish", 6)  # longer than it takes to miss anybody
+        assert edge.bus.up
+        assert len(edge.doubts) == doubts
+
+
+async def test_origin_that_died_is_replaced_by_its_next_life(valkey: ValkeyServer) -> None:
+    async with Relay(valkey).listening() as relay:
+        edge = Edge(RedisSubscriber(valkey.url))
+        first, second = RedisPublisher(relay.url, "shard 1"), RedisPublisher(valkey.url, "shard 1")
+        async with running(edge, first):
+            await until(lambda: edge.bus.up)
+            relay.freeze()
+            await until(lambda: not edge.bus.up)
+            async with running(second):
+                await until(lambda: edge.bus.up)
+                await until_heard(second, edge)
+            relay.thaw()  # so that all can end
+
+
+async def test_crowd_comes_back_in_batches_that_wait_for_their_answers(
+    valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []  # paths of each command
+    waiting: list[int] = []  # for an answer, after each command
+    unanswered = 0
+
+    class Counting(Interest):
+        async def next_commands(self) -> tuple[list[str], list[str]]:
+            nonlocal unanswered
+            subscribe, unsubscribe = await super().next_commands()
+            asked.append(len(subscribe))
+            unanswered += len(subscribe) + len(unsubscribe)
+            waiting.append(unanswered)
+            return subscribe, unsubscribe
+
+        def answered(self, path: str) -> None:
+            nonlocal unanswered
+            unanswered -= 1
+            super().answered(path)
+
+    monkeypatch.setattr(redis_subscriber, "Interest", Counting)
+    async with pair(RedisBus(valkey)) as (publisher, edge), client(valkey) as redis:
+        paths = [stream() for _ in range(20_000)]
+        for batch in range(0, len(paths), 1000):
+            some = paths[batch : batch + 1000]
+            assert all(await asyncio.gather(*map(edge.bus.subscribe, some)))
+        asked.clear()
+        waiting.clear()
+        edge.doubts.clear()
+        await redis.config_resetstat()
+        await redis.client_kill_filter(_type="pubsub", skipme=True)
+        await until(lambda: edge.doubts)
+        assert unanswered == 0
+        left = paths.pop()  # of which the new connection may never have heard
+        edge.bus.unsubscribe(left)
+        await until(lambda: edge.bus.up)
+        assert edge.doubts == [False, True]
+        assert max(asked) <= BATCH_PATHS_MAX
+        assert max(waiting) <= UNANSWERED_PATHS_MAX
+        assert sum(asked) - len(paths) in (0, 1)
+        assert len(asked) <= len(paths) // BATCH_PATHS_MAX + 3
+        assert await calls(redis, "subscribe") <= len(asked) + 1
+        for path in (left, *paths):
+            publisher.publish(path, wake())
+        await until(lambda: len(edge.wakes) == len(paths))
+        assert {path for path, _ in edge.wakes} == {*paths}
