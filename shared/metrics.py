@@ -1,5 +1,7 @@
 """Every metric, defined once. Base units, bounded labels, never a path."""
 
+from functools import lru_cache
+
 from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # twice the series, and no dashboard asks for them
@@ -23,6 +25,23 @@ _FAST = (
 )
 
 REQUESTS = Counter("headwater_requests_total", "Requests answered", ["method", "status"])
+_COUNTED = ("GET", "POST", "PUT", "HEAD", "DELETE")
+
+
+@lru_cache(maxsize=1024)  # looking a label up costs as much as counting
+def _requests(method: str, status: int) -> Counter:
+    return REQUESTS.labels(method if method in _COUNTED else "other", str(status))
+
+
+def count_requests(method: str, status: int, count: int = 1) -> None:
+    """Count requests that were answered; clients may send any method, labels are bounded."""
+    _requests(method, status).inc(count)
+
+
+CONNECTIONS = Gauge("headwater_edge_connections", "Connections that are open")
+FANOUT_SECONDS = Histogram(
+    "headwater_edge_fanout_seconds", "From news to the last reader of a group", buckets=_FAST
+)
 LIVE_READERS = Gauge("headwater_live_readers", "Readers that wait now", ["mode"])
 LOOP_DELAY = Histogram(
     "headwater_loop_delay_seconds", "How late the event loop runs its timers", buckets=_FAST
@@ -61,5 +80,8 @@ COALESCED = Counter(
 )
 CHUNK_HITS = Counter("headwater_edge_chunk_hits_total", "Reads answered from the chunk cache")
 CHUNK_BYTES = Gauge("headwater_edge_chunk_bytes", "Bytes in the chunk cache")
+SLOW_READERS_CLOSED = Counter(
+    "headwater_slow_readers_closed_total", "Connections closed as nobody took the reply", ["reason"]
+)
 TAILS = Gauge("headwater_edge_tails", "Streams whose tail is followed")
 RELAYED = Counter("headwater_edge_relayed_total", "Requests passed to the upstream", ["method"])

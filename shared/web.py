@@ -6,7 +6,6 @@ import gc
 import logging
 import socket
 import sys
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -14,24 +13,20 @@ from pathlib import Path
 from typing import Final
 
 from aiohttp import hdrs, web
-from aiohttp.web_protocol import RequestHandler
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, generate_latest
 
 from shared import metrics
 from shared.config import Settings
+from shared.connection import Connection, Connections, Handler
 from shared.protocol.errors import BadRequest, BodyTooLarge, ProtocolError, Unavailable
 from shared.protocol.reply import COMMON_HEADERS, PREFLIGHT_HEADERS, Reply, refused
 
 _log = logging.getLogger(__name__)
 
-Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
-
 _BACKLOG: Final = 4096  # aiohttp's 128 overflows when a crowd comes back at once
 _KEEPALIVE_S: Final = 75.0  # longer than common proxies keep theirs, so that they close first
 # Of all bodies together: a few dozen of the largest, or any number of ordinary ones.
 _BODIES_BYTES_MAX: Final = 256 * 1024 * 1024
-_LINE_BYTES_MAX: Final = 8190  # request line and each header
-_HEADERS_MAX: Final = 100
 
 
 def respond(reply: Reply) -> web.Response:
@@ -111,30 +106,12 @@ def _expects_continue(request: web.BaseRequest) -> bool:
     return request.headers[hdrs.EXPECT].lower() == "100-continue"
 
 
-class _Connection(RequestHandler):
-    """aiohttp's connection, with refusals of ours for what it cannot parse."""
-
-    __slots__ = ()
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        if status < 500:
-            detail = " ".join((message or "malformed request").split())[:200]
-            response = respond(_plain(status, "bad_request", detail))
-        else:
-            response = respond(failure(exc or RuntimeError(message)))
-        response.force_close()
-        return response
-
-
-class _Server(web.Server):
-    def __call__(self) -> RequestHandler:
-        return _Connection(self, loop=self._loop, **self._kwargs)
+def _refuse(status: int, error: BaseException | None, message: str | None) -> web.Response:
+    """Return the reply to what aiohttp could not parse, or a handler could not answer."""
+    if status < 500:
+        detail = " ".join((message or "malformed request").split())[:200]
+        return respond(_plain(status, "bad_request", detail))
+    return respond(failure(error or RuntimeError(message)))
 
 
 @dataclass(slots=True)
@@ -145,7 +122,7 @@ class Listener:
     active: int = 0
     draining: bool = False
     _idle: asyncio.Event = field(default_factory=asyncio.Event)  # set once draining is done
-    _server: _Server | None = None
+    _made: Connections | None = None
     _listening: list[asyncio.Server] = field(default_factory=list)
 
     async def listen(
@@ -157,22 +134,10 @@ class Listener:
         reuse_port: bool = False,
     ) -> int:
         """Listen on a TCP port (0 picks one) or a Unix socket; return the port."""
-        loop = asyncio.get_running_loop()
-        if self._server is None:
-            self._server = _Server(
-                self._handle,
-                # Without it, a reader that has left keeps its place until something is sent to it.
-                handler_cancellation=True,
-                access_log=None,
-                keepalive_timeout=_KEEPALIVE_S,
-                max_line_size=_LINE_BYTES_MAX,
-                max_field_size=_LINE_BYTES_MAX,
-                max_headers=_HEADERS_MAX,
-                auto_decompress=False,
-            )
+        loop, connections = asyncio.get_running_loop(), self._connections()
         if path is not None:
             # asyncio unlinks a socket that a predecessor left behind.
-            server = await loop.create_unix_server(self._server, str(path), backlog=_BACKLOG)
+            server = await loop.create_unix_server(connections, str(path), backlog=_BACKLOG)
             self._listening.append(server)
             return 0
         sock = socket.socket(socket.AF_INET6 if ":" in (host or "") else socket.AF_INET)
@@ -180,8 +145,38 @@ class Listener:
         if reuse_port:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind((host or "127.0.0.1", port))
-        self._listening.append(await loop.create_server(self._server, sock=sock, backlog=_BACKLOG))
+        self._listening.append(await loop.create_server(connections, sock=sock, backlog=_BACKLOG))
         return int(sock.getsockname()[1])
+
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return 0 if self._made is None else self._made.count
+
+    async def take(self, sock: socket.socket, received: bytes) -> None:
+        """Serve a connection that somebody else has accepted, and perhaps read from.
+
+        This listener need not listen itself.
+
+        Args:
+            sock: belongs to the connection from now on, and is closed if this fails.
+            received: the bytes that were read and not answered; they come first.
+        """
+        await self._connections().take(sock, received)
+
+    def give_back(self, request: web.BaseRequest) -> socket.socket | None:
+        """Give away the connection of a request, before there is any reply.
+
+        The handler answers on the socket, or lets somebody do so, and ends at once by raising
+        `GivenBack`: no await in between.
+
+        Returns:
+            None: it must stay: not HTTP/1.1, not kept alive, a body, more received than the
+            request, or a reply before that is not sent to its end.
+        """
+        connection = request.protocol
+        assert isinstance(connection, Connection)
+        return None if self.draining else connection.let_go(request)
 
     async def drain(self, window_s: float) -> None:
         """Stop: go on answering until nothing is under way, at most window_s; then close.
@@ -195,9 +190,14 @@ class Listener:
                     await self._idle.wait()
         for server in self._listening:
             server.close()
-        if self._server is not None:
-            self._server.pre_shutdown()
-            await self._server.shutdown(timeout=1.0)
+        if self._made is not None:
+            self._made.pre_shutdown()
+            await self._made.shutdown(timeout=1.0)
+
+    def _connections(self) -> Connections:
+        if self._made is None:
+            self._made = Connections(self._handle, _refuse, _KEEPALIVE_S)
+        return self._made
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         self.active += 1

@@ -79,6 +79,13 @@ class MethodNotAllowed(ProtocolError):
         return {"Allow": self._allowed}
 
 
+class RequestTimeout(ProtocolError):
+    """A request that does not arrive."""
+
+    status = 408
+    code = "request_timeout"
+
+
 class Conflict(ProtocolError):
     """The stream exists, and differs from what the request says."""
 
