@@ -8,8 +8,9 @@ import tempfile
 from pathlib import Path
 
 from loadtests import append, fanout
+from loadtests.launch import KNOWN, CannotStart
 from loadtests.report import show
-from loadtests.servers import KNOWN, CannotStart, raise_descriptor_limit
+from loadtests.servers import raise_descriptor_limit
 
 SCENARIOS = {"append": append, "fanout": fanout}
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -46,6 +48,31 @@ class Tree:
         for pid in self.pids:
             self.pids.extend(children[pid])
 
+    @classmethod
+    def of(cls, pids: Iterable[int]) -> Tree:
+        """Return these processes, which need not be related."""
+        tree = cls.__new__(cls)
+        tree.pids = list(pids)
+        return tree
+
+    def without(self, other: Tree) -> Tree:
+        """Return the processes that are not among others."""
+        return Tree.of(pid for pid in self.pids if pid not in other.pids)
+
+    def running(self, word: str) -> Tree:
+        """Return those that have this word in their command line."""
+        return Tree.of(pid for pid in self.pids if word in command_line(pid))
+
+    def peak_bytes(self) -> int:
+        """Return the sum of the most that each of them ever had resident, since reset_peak."""
+        return sum(_status_bytes(pid, "VmHWM") for pid in self.pids)
+
+    def reset_peak(self) -> None:
+        """Let peak_bytes count from now on."""
+        for pid in self.pids:
+            with suppress(OSError):
+                (PROC / str(pid) / "clear_refs").write_text("5")  # proc(5): resets VmHWM
+
     def cpu_s(self) -> float:
         """Return the CPU time of all of them so far, user and system, in seconds."""
         return sum(_cpu_s(pid) for pid in self.pids)
@@ -78,6 +105,22 @@ class Tree:
                 last_busy = now
             seen, cpu = now, now_cpu
         return last_busy
+
+
+def command_line(pid: int) -> list[str]:
+    """Return the words of a process's command line; none if it ended."""
+    try:
+        return (PROC / str(pid) / "cmdline").read_text().split("\0")
+    except OSError:
+        return []
+
+
+def _status_bytes(pid: int, name: str) -> int:
+    try:
+        lines = (PROC / str(pid) / "status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 class Elsewhere:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from loadtests.servers import ROOT
+from loadtests.launch import ROOT
 
 
 def loadtests(*arguments: object) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from loadtests import servers
-from loadtests.servers import CannotStart, Launch, Options, counter_sum, running
+from loadtests import launch, servers
+from loadtests.launch import CannotStart, Launch, Options
+from loadtests.servers import counter_sum, running
 
 EXPOSITION = """\
 # HELP headwater_origin_reads_total Reads that the origin answered
@@ -35,8 +36,8 @@ def test_counter_is_summed(name: str, expected: float | None) -> None:
 
 
 def _use(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    launch = Launch([sys.executable, "-c", script])
-    monkeypatch.setitem(servers.KNOWN, "script", lambda folder, options: launch)
+    script_launch = Launch([sys.executable, "-c", script])
+    monkeypatch.setitem(launch.KNOWN, "script", lambda folder, options: script_launch)
 
 
 def test_server_is_stopped_and_its_files_are_removed(
