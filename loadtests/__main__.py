@@ -7,12 +7,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from loadtests import append, fanout
+from loadtests import append, fanout, reads
 from loadtests.launch import KNOWN, CannotStart
 from loadtests.report import show
 from loadtests.servers import raise_descriptor_limit
 
-SCENARIOS = {"append": append, "fanout": fanout}
+SCENARIOS = {"append": append, "fanout": fanout, "reads": reads}
 
 
 def _servers(text: str) -> list[str]:

@@ -172,8 +172,8 @@ class Target:
             raise
         return sock
 
-    def begin_connect(self, source: str) -> tuple[socket.socket, bool]:
-        """Open a connection from the address `source` without waiting.
+    def begin_connect(self, source: tuple[str, int]) -> tuple[socket.socket, bool]:
+        """Open a connection from an address and port without waiting.
 
         Returns:
             A socket that does not block, and whether it is connected already. Over loopback it is,
@@ -181,9 +181,9 @@ class Target:
         """
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            # Choose the port at connect, where it need only be unused towards this server.
-            sock.setsockopt(socket.IPPROTO_IP, socket.IP_BIND_ADDRESS_NO_PORT, 1)
-            sock.bind((source, 0))
+            # A port that an earlier connection has left a moment ago will do.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(source)
             code = sock.connect_ex((self.host, self.port))
             if code not in (0, errno.EINPROGRESS):
                 raise OSError(code, os.strerror(code))

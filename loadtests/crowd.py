@@ -67,7 +67,7 @@ class Crowd:
                 server.speech.dialects[seats.mode],
                 seats.place,
                 share,
-                f"127.0.0.{at + 1}",
+                f"127.1.0.{at + 1}",
                 self._ramps,
                 seats.hold,
                 sum(shares[:at]) if seats.own_streams else None,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Final
 
-SOURCES_MAX: Final = 250  # client processes: 127.0.0.1 and on, an address for each
-READERS_MAX: Final = 20_000  # of one source address, which has some 28,000 ports towards a server
+SOURCES_MAX: Final = 250  # client processes, with a loopback address for each
+READERS_MAX: Final = 20_000  # of one source address, which has some 60,000 ports
 _CLIENT_SPARE: Final = 200  # descriptors that a client process keeps for itself
 _EDGE_SPARE: Final = 600  # those of an edge: its upstream's connections, above all
 # The kernel gives a connection to one of the processes that share a port by a hash: each gets its

@@ -6,11 +6,14 @@ machine to the server that is measured.
 
 from __future__ import annotations
 
+import errno
 import heapq
+import itertools
 import os
 import random
 import resource
 import select
+import socket
 import time
 from array import array
 from collections import Counter
@@ -31,6 +34,10 @@ TOTALS: Final = "totals"
 _QUEUE_MAX: Final = 128  # waiting connections; Node's server, the least patient, drops the 512th
 _BURST: Final = 256  # connections between two looks at that queue, over all processes
 _KNOWN_MAX: Final = 256  # different bytes remembered; readers of one stream receive the same ones
+# Counted out here: the kernel's own search for a free port, with that many taken, was half of what
+# it costs to connect. In turn, so that one that was left is not wanted again for a while.
+_PORTS: Final = range(2_000, 64_000)
+_PORT_TRIES: Final = 1000
 _READ_BYTES: Final = 1 << 14  # a wave in one read; os.read takes that much before it knows better
 
 # What a reader is, in bits; one that is neither connected nor connecting is away.
@@ -51,7 +58,7 @@ class SwarmOrder:
     dialect: Callable[[Target], Dialect]
     place: Place  # where the readers begin
     readers: int
-    source: str  # its own loopback address: one has only some 28,000 ports towards a server
+    source: str  # its own loopback address: one has only so many ports
     ramps: int = 1  # processes that connect at the same time, and so share the accept queue
     hold: bool = False  # a released reader asks again only when told to
     # None: all read the stream at `path`; else each one of its own, from this number on.
@@ -107,6 +114,7 @@ class _Swarm:
         self._pipe = pipe
         self._order = order
         self._target = Target.of(order.url)
+        self._ports = itertools.cycle(_PORTS)
         self._dialect = order.dialect(self._target)
         self._known: dict[bytes, Step] = {}
         self._requests: dict[Place, bytes] = {}
@@ -195,7 +203,7 @@ class _Swarm:
     def _connect(self, fd: int) -> None:
         """Give the reader a connection under its own descriptor."""
         try:
-            sock, there = self._target.begin_connect(self._order.source)
+            sock, there = self._begin_connect()
         except OSError as error:
             self._totals.errors[f"no connection: {error.strerror}"] += 1
             self._come_later(fd)
@@ -206,6 +214,15 @@ class _Swarm:
         self._epoll.register(fd, select.EPOLLIN if there else select.EPOLLOUT)
         if there:
             self._ask(fd)
+
+    def _begin_connect(self) -> tuple[socket.socket, bool]:
+        for port in itertools.islice(self._ports, _PORT_TRIES):
+            try:
+                return self._target.begin_connect((self._order.source, port))
+            except OSError as error:
+                if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
+                    raise
+        raise OSError(errno.EADDRNOTAVAIL, f"no port in {_PORT_TRIES} tries")
 
     def _connected(self, fd: int) -> None:
         # Or refused: then what is written tells.
