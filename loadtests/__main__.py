@@ -7,12 +7,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from loadtests import append, fanout, reads
+from loadtests import append, fanout, reads, storm, streams
 from loadtests.launch import KNOWN, CannotStart
 from loadtests.report import show
 from loadtests.servers import raise_descriptor_limit
 
-SCENARIOS = {"append": append, "fanout": fanout, "reads": reads}
+SCENARIOS = {m.__name__.rpartition(".")[2]: m for m in (append, fanout, streams, reads, storm)}
 
 
 def _servers(text: str) -> list[str]:

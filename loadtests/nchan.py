@@ -29,7 +29,6 @@ TEMPLATE: Final = Path(__file__).parent / "nginx" / "nchan.conf"
 _MODULE: Final = "ngx_nchan_module.so"
 _EVENT_ID: Final = re.compile(rb"^id: (\S+)$", re.MULTILINE)
 _TIMED_OUT: Final = 408
-_BEGINNING: Final = Place("")  # of a channel that has no message yet: wait for the next one
 
 
 class NchanMissing(Exception):
@@ -95,6 +94,7 @@ class Nchan:
     """Channels that exist from their first use on."""
 
     dialects = _DIALECTS
+    beginning = Place("")  # of a channel that has no message yet: wait for the next one
 
     def path(self, name: str) -> str:
         """Return where subscribers wait."""
@@ -102,12 +102,15 @@ class Nchan:
 
     def create(self, connection: Connection, name: str) -> Place:
         """Make nothing: a channel without messages is one that nobody has named yet."""
-        return _BEGINNING
+        return self.beginning
 
-    def append_request(self, connection: Connection, name: str, body: bytes) -> bytes:
+    def create_request(self, target: Target, name: str) -> None:
+        """Return nothing, for the same reason."""
+
+    def append_request(self, target: Target, name: str, body: bytes) -> bytes:
         """Return a POST to the publisher's place."""
         field = f"Content-Type: {CONTENT_TYPE}"
-        return connection.target.request("POST", f"/pub/{name}", field, body=body)
+        return target.request("POST", f"/pub/{name}", field, body=body)
 
 
 NCHAN: Final[Speech] = Nchan()

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Final
 
 from loadtests.client import Target
+from loadtests.exposition import counter_sum
 from loadtests.launch import KNOWN, ROOT, CannotStart, Launch, Options
+from loadtests.proc import Tree
 from loadtests.speech import Speech
 
 READY_S: Final = 30.0
@@ -40,6 +42,12 @@ class Server:
         """Return how it is spoken to."""
         return self.launch.speech
 
+    def edges(self) -> Tree:
+        """Return the processes that hold the readers: not what starts them, and not the origin."""
+        tree = Tree(self.pid)
+        edges = tree.without(Tree.of([self.pid])).without(tree.running("origin"))
+        return edges if edges.pids else tree
+
     def metrics(self) -> str | None:
         """Return its metrics in Prometheus' text format; None where there are none."""
         if self.launch.metrics_url is None:
@@ -52,13 +60,6 @@ class Server:
         """Return the sum of a counter over its labels; None where there is none."""
         text = self.metrics()
         return None if text is None else counter_sum(text, name)
-
-
-def counter_sum(exposition: str, name: str) -> float | None:
-    """Sum the samples of one metric in Prometheus' text format; None if it is not defined there."""
-    sample = re.compile(rf"^{re.escape(name)}(?:\{{.*\}})? (\S+)", re.MULTILINE)
-    values = [float(value) for value in sample.findall(exposition)]
-    return sum(values) if values or f"# TYPE {name} " in exposition else None
 
 
 def raise_descriptor_limit() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
-from loadtests.client import STREAMS, Connection
+from loadtests.client import STREAMS, Connection, Target
 from loadtests.dialect import CONTENT_TYPE, DIALECTS, Dialects, Place
+
+_TYPE: Final = f"Content-Type: {CONTENT_TYPE}"
 
 
 class Speech(Protocol):
@@ -18,10 +20,17 @@ class Speech(Protocol):
     def path(self, name: str) -> str:
         """Return the path that readers ask for."""
 
+    @property
+    def beginning(self) -> Place:
+        """Return where a reader begins that was told nothing."""
+
     def create(self, connection: Connection, name: str) -> Place:
         """Make a stream, and return where readers begin that want all that is appended."""
 
-    def append_request(self, connection: Connection, name: str, body: bytes) -> bytes:
+    def create_request(self, target: Target, name: str) -> bytes | None:
+        """Return the request that makes a stream; None if there is nothing to make."""
+
+    def append_request(self, target: Target, name: str, body: bytes) -> bytes:
         """Return the request of one append; any 2xx acknowledges it."""
 
 
@@ -29,6 +38,7 @@ class DurableStreams:
     """The protocol that Headwater speaks."""
 
     dialects = DIALECTS
+    beginning = Place("-1")
 
     def path(self, name: str) -> str:
         """Return the path of a stream."""
@@ -42,10 +52,13 @@ class DurableStreams:
         connection.ask("GET", f"{path}?offset=-1")
         return place
 
-    def append_request(self, connection: Connection, name: str, body: bytes) -> bytes:
+    def create_request(self, target: Target, name: str) -> bytes:
+        """Return a PUT."""
+        return target.request("PUT", self.path(name), _TYPE, body=b"")
+
+    def append_request(self, target: Target, name: str, body: bytes) -> bytes:
         """Return a POST."""
-        field = f"Content-Type: {CONTENT_TYPE}"
-        return connection.target.request("POST", self.path(name), field, body=body)
+        return target.request("POST", self.path(name), _TYPE, body=body)
 
 
 DURABLE_STREAMS: Final[Speech] = DurableStreams()

@@ -66,10 +66,11 @@ class SwarmOrder:
 
 
 @dataclass(frozen=True, slots=True)
-class Drop:
-    """End every connection at once; each reader comes back within spread_s, if it is let."""
+class Storm:
+    """The connections end at one moment; each reader comes back within spread_s, if it is let."""
 
     spread_s: float
+    close: bool  # by the readers; else the server is going to
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,9 +175,9 @@ class _Swarm:
                 if self._state[fd] & _RESTING:
                     self._state[fd] &= ~_RESTING
                     self._ask(fd)
-        elif isinstance(message, Drop):
+        elif isinstance(message, Storm):
             self._spread_s = message.spread_s
-            for fd in self._readers:
+            for fd in self._readers if message.close else ():
                 if self._state[fd] & (_CONNECTED | _CONNECTING):
                     self._lose(fd)
         elif message == TOTALS:
@@ -204,6 +205,10 @@ class _Swarm:
         """Give the reader a connection under its own descriptor."""
         try:
             sock, there = self._begin_connect()
+        except ConnectionRefusedError:  # nobody listens: a server that is being started again
+            self._totals.reconnects += 1
+            self._come_later(fd)
+            return
         except OSError as error:
             self._totals.errors[f"no connection: {error.strerror}"] += 1
             self._come_later(fd)

@@ -46,7 +46,7 @@ class Waves:
         """Append the next wave, and wait for the answer."""
         self.last += 1
         body = wave_message(self.last, self._size)
-        writer.send_append(self._server.speech.append_request(writer, self._name, body))
+        writer.send_append(self._server.speech.append_request(writer.target, self._name, body))
 
     def run(self) -> tuple[array[float], dict[str, float]] | None:
         """Append once and wait for all readers.

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from loadtests import launch, servers
+from loadtests.exposition import counter_sum
 from loadtests.launch import CannotStart, Launch, Options
-from loadtests.servers import counter_sum, running
+from loadtests.servers import running
 
 EXPOSITION = """\
 # HELP headwater_origin_reads_total Reads that the origin answered
