@@ -7,12 +7,21 @@ import sys
 import tempfile
 from pathlib import Path
 
-from loadtests import append, fanout, reads, storm, streams
+from loadtests import append, catchup, fanout, reads, storm, streams
 from loadtests.launch import KNOWN, CannotStart
 from loadtests.report import show
 from loadtests.servers import raise_descriptor_limit
 
-SCENARIOS = {m.__name__.rpartition(".")[2]: m for m in (append, fanout, streams, reads, storm)}
+SCENARIOS = {
+    "append": append,
+    "fanout": fanout,
+    "streams": streams,
+    "reads": reads,
+    "storm": storm,
+    "catchup": catchup,
+}
+    m.__name__.rpartition(".")[2]: m for m in (append, fanout, streams, reads, storm, catchup)
+}
 
 
 def _servers(text: str) -> list[str]:

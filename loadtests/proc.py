@@ -90,11 +90,11 @@ class Tree:
             uss += (kib["Private_Clean"] + kib["Private_Dirty"]) * 1024
         return Memory(pss, uss)
 
-    def settle(self, quiet_s: float = 0.25, limit_s: float = 120.0) -> float:
+    def settle(self, quiet_s: float = 0.25, limit_s: float = 120.0) -> float | None:
         """Wait until the processes have been idle for quiet_s.
 
         Returns:
-            When they last worked, on the monotonic clock; after limit_s, now.
+            When they last worked, on the monotonic clock; None if they did not rest in limit_s.
         """
         began = last_busy = seen = time.monotonic()
         cpu = self.cpu_s()
@@ -104,7 +104,7 @@ class Tree:
             if now_cpu - cpu > QUIET_SHARE * (now - seen):
                 last_busy = now
             seen, cpu = now, now_cpu
-        return last_busy
+        return last_busy if seen - last_busy >= quiet_s else None
 
 
 def command_line(pid: int) -> list[str]:

@@ -105,7 +105,7 @@ def _measure(server: Server, args: argparse.Namespace) -> dict[str, Any]:
         with suppress(ProcessLookupError):
             figures["server_cpu_s"] = Tree(server.pid).cpu_s() - cpu_s
         figures["other_cores"] = elsewhere.cores()
-        figures["back_s"] = max(parked, settled) - began
+        figures["back_s"] = max(parked, settled or 0.0) - began
         lost = listen_losses() - losses
         figures["listen_overflows"], figures["listen_drops"] = lost.overflows, lost.drops
         figures["loop_delay_ms_p99"] = _loop_delay_ms(delays, _delays(server))
