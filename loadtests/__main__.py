@@ -20,8 +20,6 @@ SCENARIOS = {
     "storm": storm,
     "catchup": catchup,
 }
-    m.__name__.rpartition(".")[2]: m for m in (append, fanout, streams, reads, storm, catchup)
-}
 
 
 def _servers(text: str) -> list[str]:
