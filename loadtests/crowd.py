@@ -123,6 +123,7 @@ def held(
 ) -> dict[str, Any]:
     """Return what a reader costs the server's processes, and what the kernel."""
     sockets = kernel.held - kernel_before.held
+    caches = kernel.growth(kernel_before)
     return {
         "user_bytes_per_reader": (after.pss - before.pss) / readers,
         "user_bytes_per_reader_unshared": (after.uss - before.uss) / readers,
@@ -131,6 +132,10 @@ def held(
         "kernel_source": kernel.source,
         "kernel_bytes_both_ends": sockets,
         "kernel_bytes_per_reader": sockets / ENDS / readers,
+        # Of both ends, where they are some bytes at all.
+        "kernel_bytes_by_cache": {
+            name: grown / readers for name, grown in caches.items() if abs(grown) > 4 * readers
+        },
     }
 
 

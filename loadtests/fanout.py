@@ -55,7 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="a long-poll reader asks again at once, not when all have seen the append",
     )
-    parser.add_argument("--wave-timeout", type=float, default=60.0, help="seconds")
+    parser.add_argument(
+        "--wave-timeout",
+        type=float,
+        help="seconds to the last reader; none: 60, and one more for each 5,000 readers",
+    )
     parser.add_argument(
         "--edges",
         type=int,
@@ -69,6 +73,8 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> Result:
         raise ValueError(f"expected a size of at least {WAVE_BYTES_MIN}, received {args.size}")
     if args.edges is None:
         args.edges = edges_for(args.readers, descriptor_limit())
+    if args.wave_timeout is None:
+        args.wave_timeout = 60 + args.readers / 5_000
     keys = ("readers", "mode", "appends", "warm_up", "size", "rate", "poll_at_once", "edges")
     parameters = {key: getattr(args, key) for key in keys}
     result = Result("fanout", parameters, machine(args.folder, argv), COLUMNS)

@@ -7,6 +7,7 @@ places in an epoll. The kernel's books do not tell a server's from a client's: t
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -41,7 +42,17 @@ class KernelMemory:
     """Bytes that the kernel holds, for sockets above all, and which of its books says so."""
 
     source: str
-    held: int
+    caches: Mapping[str, int]
+
+    @property
+    def held(self) -> int:
+        """Return the sum."""
+        return sum(self.caches.values())
+
+    def growth(self, before: KernelMemory) -> dict[str, int]:
+        """Return by how much each cache has grown, the largest first."""
+        grown = {name: held - before.caches.get(name, 0) for name, held in self.caches.items()}
+        return dict(sorted(grown.items(), key=lambda one: -one[1]))
 
 
 def kernel_memory(proc: Path = PROC, cgroup: Path = CGROUP) -> KernelMemory:
@@ -61,24 +72,28 @@ def kernel_memory(proc: Path = PROC, cgroup: Path = CGROUP) -> KernelMemory:
                 map(str.split, _read(cgroup / group.lstrip("/") / "memory.stat").splitlines())
             )
             if "slab" in stat and "sock" in stat:
-                return KernelMemory("cgroup", int(stat["slab"]) + int(stat["sock"]))
+                return KernelMemory("cgroup", {key: int(stat[key]) for key in ("slab", "sock")})
     for line in _read(proc / "meminfo").splitlines():
         name, _, rest = line.partition(":")
         if name == "Slab":
-            return KernelMemory("meminfo", int(rest.split()[0]) * 1024)
-    return KernelMemory("none", 0)
+            return KernelMemory("meminfo", {name: int(rest.split()[0]) * 1024})
+    return KernelMemory("none", {})
 
 
-def slab_bytes(slabinfo: str) -> int:
-    """Return the bytes of the slabs that sockets live in, whole pages, from /proc/slabinfo."""
+def slab_bytes(slabinfo: str) -> dict[str, int]:
+    """Return what objects in the caches that sockets live in take, by /proc/slabinfo.
+
+    An object takes its share of the pages of its slab, with what is left over there. Slabs that an
+    earlier crowd has left empty are not counted: they would hide the next one.
+    """
     page = os.sysconf("SC_PAGE_SIZE")
-    total = 0
+    held = {}
     for line in slabinfo.splitlines()[2:]:
         words = line.split()
         if words[0] in _SLABS or words[0].startswith(_MIXED):
-            pages_per_slab, slabs = int(words[5]), int(words[14])
-            total += slabs * pages_per_slab * page
-    return total
+            objects, objects_per_slab, pages_per_slab = int(words[1]), int(words[4]), int(words[5])
+            held[words[0]] = objects * pages_per_slab * page // objects_per_slab
+    return held
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ class Launch:
     """How to start a server, and how to speak to it."""
 
     command: list[str]
-    # Where it is ready once it listens; None: it prints one line with its URL when it is ready.
+    # Where it serves, with its processes; None: it prints one line with its URL when it is ready.
     url: str | None = None
     metrics_url: str | None = None
     processes: int = 1  # that face the readers

@@ -104,7 +104,7 @@ def _wait_until_ready(
     patience_s = READY_S + launch.processes
     deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:
-        if launch.url is not None and process.poll() is None and _listens(launch.url):
+        if launch.url is not None and _serves(process.pid, launch):
             return launch.url
         whole_lines, _, _ = output.read_text(errors="replace").rpartition("\n")
         ready = _URL.search(whole_lines)
@@ -118,10 +118,12 @@ def _wait_until_ready(
     raise CannotStart(f"{name} {state} within {patience_s:.0f} s; the end of its log:\n{tail}")
 
 
-def _listens(url: str) -> bool:
-    target = Target.of(url)
+def _serves(pid: int, launch: Launch) -> bool:
+    """Return whether it listens, and all its processes are there: one listens before it forks."""
+    target = Target.of(launch.url or "")
     with socket.socket() as probe:
-        return probe.connect_ex((target.host, target.port)) == 0
+        listens = probe.connect_ex((target.host, target.port)) == 0
+    return listens and len(Tree(pid).pids) > launch.processes
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import heapq
-import itertools
 import os
 import random
 import resource
@@ -115,7 +114,7 @@ class _Swarm:
         self._pipe = pipe
         self._order = order
         self._target = Target.of(order.url)
-        self._ports = itertools.cycle(_PORTS)
+        self._ports = 0  # how many of them were tried
         self._dialect = order.dialect(self._target)
         self._known: dict[bytes, Step] = {}
         self._requests: dict[Place, bytes] = {}
@@ -221,7 +220,9 @@ class _Swarm:
             self._ask(fd)
 
     def _begin_connect(self) -> tuple[socket.socket, bool]:
-        for port in itertools.islice(self._ports, _PORT_TRIES):
+        for _ in range(_PORT_TRIES):
+            port = _PORTS[self._ports % len(_PORTS)]
+            self._ports += 1
             try:
                 return self._target.begin_connect((self._order.source, port))
             except OSError as error:
