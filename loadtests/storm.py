@@ -7,7 +7,6 @@ import os
 import signal
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any, Final
 
 from loadtests.client import Connection, Target
@@ -101,9 +100,9 @@ def _measure(server: Server, args: argparse.Namespace) -> dict[str, Any]:
             _append(server, waves)
         parked = _all_parked(crowd, began)
         # A long-poll is sent when its reader counts as parked, but not read.
-        settled = crowd.tree.settle()
-        with suppress(ProcessLookupError):
-            figures["server_cpu_s"] = Tree(server.pid).cpu_s() - cpu_s
+        tree = Tree(server.pid)  # there may be others than before
+        settled = tree.settle()
+        figures["server_cpu_s"] = tree.cpu_s() - (cpu_s if args.by == "readers" else 0.0)
         figures["other_cores"] = elsewhere.cores()
         figures["back_s"] = max(parked, settled or 0.0) - began
         lost = listen_losses() - losses
