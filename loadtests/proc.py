@@ -77,6 +77,10 @@ class Tree:
         """Return the CPU time of all of them so far, user and system, in seconds."""
         return sum(_cpu_s(pid) for pid in self.pids)
 
+    def cpu_s_each(self) -> dict[int, float]:
+        """Return the same by process."""
+        return {pid: _cpu_s(pid) for pid in self.pids}
+
     def memory(self) -> Memory:
         """Return the user memory of all of them; the kernel's sockets are not in it."""
         pss = uss = 0

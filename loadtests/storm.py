@@ -89,7 +89,7 @@ def _measure(server: Server, args: argparse.Namespace) -> dict[str, Any]:
         waves = Waves(server, NAME, crowd, args.size, _BACK_S, again=False)
         waves.run()
         losses, delays = listen_losses(), _delays(server)
-        elsewhere, cpu_s = Elsewhere(), crowd.tree.cpu_s()
+        elsewhere, cpu_s = Elsewhere(), crowd.tree.cpu_s_each()
         began = time.monotonic()
         crowd.crew.tell(Storm(args.spread, close=args.by == "readers"))
         if args.by == "edges":
@@ -102,7 +102,9 @@ def _measure(server: Server, args: argparse.Namespace) -> dict[str, Any]:
         # A long-poll is sent when its reader counts as parked, but not read.
         tree = Tree(server.pid)  # there may be others than before
         settled = tree.settle()
-        figures["server_cpu_s"] = tree.cpu_s() - (cpu_s if args.by == "readers" else 0.0)
+        figures["server_cpu_s"] = sum(
+            used - cpu_s.get(pid, 0.0) for pid, used in tree.cpu_s_each().items()
+        )
         figures["other_cores"] = elsewhere.cores()
         figures["back_s"] = max(parked, settled or 0.0) - began
         lost = listen_losses() - losses
