@@ -13,8 +13,7 @@ from typing import Any, Final, Self
 from loadtests.crew import Crew
 from loadtests.dialect import Place
 from loadtests.kernel import ENDS, KernelMemory, kernel_memory
-from loadtests.launch import CannotStart
-from loadtests.layout import client_shares, edge_readers
+from loadtests.layout import client_shares
 from loadtests.proc import Memory, Tree
 from loadtests.servers import Server, descriptor_limit
 from loadtests.swarm import PARK, TOTALS, Parked, SwarmOrder, Totals, swarm
@@ -41,17 +40,7 @@ class Crowd:
     """The readers, in client processes; `crew` takes orders to all of them."""
 
     def __init__(self, server: Server, seats: Seats) -> None:
-        """Start the client processes; nobody connects yet.
-
-        Raises:
-            CannotStart: the server's processes may not open enough files for so many.
-        """
-        room = server.launch.processes * edge_readers(descriptor_limit())
-        if seats.readers > room:
-            raise CannotStart(
-                f"{server.name} with {server.launch.processes} processes can hold {room} readers "
-                f"here, as each may have {descriptor_limit()} files open; asked for {seats.readers}"
-            )
+        """Start the client processes; nobody connects yet."""
         self.readers = seats.readers
         self.tree = Tree(server.pid)
         self._ramps = len(os.sched_getaffinity(0))

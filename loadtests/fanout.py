@@ -9,7 +9,7 @@ from typing import Any, Final
 from loadtests.client import Connection, Target
 from loadtests.crowd import Crowd, Seats, broken
 from loadtests.dialect import DIALECTS, WAVE_BYTES_MIN
-from loadtests.launch import Options
+from loadtests.launch import Options, check_room
 from loadtests.layout import edges_for, live_s
 from loadtests.report import Result, machine
 from loadtests.servers import Server, descriptor_limit, running
@@ -73,6 +73,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> Result:
         raise ValueError(f"expected a size of at least {WAVE_BYTES_MIN}, received {args.size}")
     if args.edges is None:
         args.edges = edges_for(args.readers, descriptor_limit())
+    check_room(args.against, args.readers, args.edges, descriptor_limit())
     if args.wave_timeout is None:
         args.wave_timeout = 60 + args.readers / 5_000
     keys = ("readers", "mode", "appends", "warm_up", "size", "rate", "poll_at_once", "edges")

@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -16,6 +16,7 @@ from typing import Final
 import orjson
 
 from loadtests import nchan
+from loadtests.layout import edge_readers
 from loadtests.nchan import NCHAN
 from loadtests.speech import DURABLE_STREAMS, Speech
 
@@ -111,6 +112,30 @@ KNOWN: Final[dict[str, Callable[[Path, Options], Launch]]] = {
     "node": _node,  # the reference server of the protocol, on files
     "nchan": _nchan,  # pub/sub within nginx: not durable, and not the protocol
 }
+
+
+FOREIGN: Final = frozenset({"nchan"})  # not of the protocol: only crowds can be put before it
+_ONE_PROCESS: Final = frozenset({"headwater-origin", "node"})
+
+
+def check_room(names: Iterable[str], readers: int, edges: int, descriptors: int) -> None:
+    """Refuse a crowd that a server could not hold, before anything is measured.
+
+    Args:
+        edges: processes that face the readers, of servers that can have more than one.
+        descriptors: how many files one process may have open.
+
+    Raises:
+        CannotStart: the message says which server, and how many it could hold.
+    """
+    for name in names:
+        processes = 1 if name in _ONE_PROCESS else edges
+        room = processes * edge_readers(descriptors)
+        if readers > room:
+            raise CannotStart(
+                f"{name} with {processes} processes can hold {room} readers here, as each may have "
+                f"{descriptors} files open; asked for {readers}"
+            )
 
 
 def find_node() -> tuple[str, list[str]]:

@@ -14,7 +14,7 @@ from loadtests.crowd import Crowd, Seats, broken
 from loadtests.dialect import DIALECTS
 from loadtests.exposition import Histograms, bucket_percentile, grown, histograms
 from loadtests.kernel import listen_losses
-from loadtests.launch import Options
+from loadtests.launch import Options, check_room
 from loadtests.layout import edges_for, live_s
 from loadtests.proc import Elsewhere, Tree
 from loadtests.report import Result, machine
@@ -67,6 +67,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> Result:
     """Measure one server after the other, each alone on the machine."""
     if args.edges is None:
         args.edges = edges_for(args.readers, descriptor_limit())
+    check_room(args.against, args.readers, args.edges, descriptor_limit())
     keys = ("readers", "mode", "spread", "by", "size", "edges")
     parameters = {key: getattr(args, key) for key in keys}
     result = Result("storm", parameters, machine(args.folder, argv), COLUMNS)

@@ -11,7 +11,7 @@ from typing import Any, Final
 from loadtests.crew import Crew
 from loadtests.crowd import Crowd, Seats, broken, seen
 from loadtests.dialect import DIALECTS, STAMPED_BYTES_MIN
-from loadtests.launch import Options
+from loadtests.launch import Options, check_room
 from loadtests.layout import edges_for, live_s
 from loadtests.pacer import CREATE, Created, Pace, PaceOrder, PaceReport, pace
 from loadtests.proc import Elsewhere
@@ -63,6 +63,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> Result:
         raise ValueError(f"expected a size of at least {STAMPED_BYTES_MIN}, received {args.size}")
     if args.edges is None:
         args.edges = edges_for(args.streams, descriptor_limit())
+    check_room(args.against, args.streams, args.edges, descriptor_limit())
     keys = ("streams", "mode", "rate", "seconds", "size", "connections", "edges")
     parameters = {key: getattr(args, key) for key in keys}
     result = Result("streams", parameters, machine(args.folder, argv), COLUMNS)

@@ -160,10 +160,21 @@ def test_the_reference_server_runs_beside_it_and_gives_ratios(tmp_path: Path) ->
     assert waited["servers"]["node"]["origin_reads_per_append"] is None
 
 
-def test_unknown_server_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param(["append", "--against", "headwater,nginx"], "nginx", id="unknown-server"),
+        pytest.param(["reads", "--against", "headwater,nchan"], "nchan", id="foreign-protocol"),
+        pytest.param(["fanout", "--readers", 0], "received 0", id="nobody"),
+        pytest.param(
+            ["fanout", "--against", "node", "--readers", 2_000_000], "node with 1", id="no-room"
+        ),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(arguments: list[object], message: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "loadtests", "append", "--against", "headwater,nginx"],
+        [sys.executable, "-m", "loadtests", *map(str, arguments)],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2
-    assert "nginx" in done.stderr
+    assert message in done.stderr
