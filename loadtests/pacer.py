@@ -155,9 +155,13 @@ class _Pacer:
     def _hear(self, wait_s: float) -> None:
         for fd, _ in self._epoll.poll(wait_s):
             line = self._by_fd[fd]
-            data = os.read(fd, READ_BYTES)
+            try:
+                data = os.read(fd, READ_BYTES)
+            except OSError:
+                data = b""
             if not data:
-                raise ConnectionError("the server ended a connection that appends")
+                self._replace(line)
+                continue
             line.received += data
             reply = parse_reply(line.received)
             if reply is None:
@@ -168,6 +172,18 @@ class _Pacer:
             else:
                 self._report.errors[str(reply.head.status)] += 1
             self._note(line.answered())
+
+    def _replace(self, line: _Line) -> None:
+        """Go on with a new connection; what became of the append on its way, nobody knows."""
+        del self._by_fd[line.fd]
+        line.sock.close()
+        new = _Line(self._target.connect())
+        self._lines[self._lines.index(line)] = self._by_fd[new.fd] = new
+        self._epoll.register(new.fd, select.EPOLLIN)
+        if line.requests:
+            self._report.errors["connection lost"] += 1
+            new.requests = line.requests
+            self._note(new.answered())
 
 
 def pace(pipe: Pipe, order: PaceOrder) -> None:
