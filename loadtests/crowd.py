@@ -14,9 +14,10 @@ from loadtests.crew import Crew
 from loadtests.dialect import Place
 from loadtests.kernel import ENDS, KernelMemory, kernel_memory
 from loadtests.layout import client_shares
+from loadtests.orders import PARK, TOTALS, Parked, SwarmOrder, Totals
 from loadtests.proc import Memory, Tree
 from loadtests.servers import Server, descriptor_limit
-from loadtests.swarm import PARK, TOTALS, Parked, SwarmOrder, Totals, swarm
+from loadtests.swarm import swarm
 
 _CONNECT_S: Final = 900.0
 _TOTALS_S: Final = 120.0

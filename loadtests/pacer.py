@@ -15,8 +15,8 @@ from typing import Final
 from loadtests.client import READ_BYTES, Target, parse_reply
 from loadtests.crew import Pipe
 from loadtests.dialect import stamped_message
+from loadtests.orders import stream_path
 from loadtests.speech import Speech
-from loadtests.swarm import stream_path
 
 CREATE: Final = "create"  # all streams, as fast as they are made
 _DRAIN_S: Final = 30.0  # how long answers may be late after the last append was due

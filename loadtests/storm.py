@@ -16,10 +16,10 @@ from loadtests.exposition import Histograms, bucket_percentile, grown, histogram
 from loadtests.kernel import listen_losses
 from loadtests.launch import Options, check_room
 from loadtests.layout import edges_for, live_s
+from loadtests.orders import Parked, Storm, Totals
 from loadtests.proc import Elsewhere, Tree
 from loadtests.report import Result, machine
 from loadtests.servers import Server, descriptor_limit, running
-from loadtests.swarm import Parked, Storm, Totals
 from loadtests.waves import Waves
 
 NAME: Final = "storm"

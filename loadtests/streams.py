@@ -13,11 +13,11 @@ from loadtests.crowd import Crowd, Seats, broken, seen
 from loadtests.dialect import DIALECTS, STAMPED_BYTES_MIN
 from loadtests.launch import Options, check_room
 from loadtests.layout import edges_for, live_s
+from loadtests.orders import Totals
 from loadtests.pacer import CREATE, Created, Pace, PaceOrder, PaceReport, pace
 from loadtests.proc import Elsewhere
 from loadtests.report import Result, machine, milliseconds
 from loadtests.servers import Server, descriptor_limit, running
-from loadtests.swarm import Totals
 from loadtests.waves import READS, reads_per_append
 
 NAME: Final = "streams"

@@ -12,10 +12,10 @@ from loadtests.client import Connection, Target
 from loadtests.crew import CrewSilent
 from loadtests.crowd import Crowd, seen
 from loadtests.dialect import wave_message
+from loadtests.orders import AGAIN, Wave
 from loadtests.proc import Elsewhere
 from loadtests.report import milliseconds
 from loadtests.servers import Server
-from loadtests.swarm import AGAIN, Wave
 
 READS: Final = "headwater_origin_reads_total"
 _POLL_ROUNDING_S: Final = 0.002  # a wait on pipes is cut to milliseconds; sleep is not

@@ -5,8 +5,8 @@ from collections import Counter
 
 from loadtests.crowd import add_up, broken, held, seen
 from loadtests.kernel import KernelMemory
+from loadtests.orders import Totals
 from loadtests.proc import Memory
-from loadtests.swarm import Totals
 
 
 def totals(**values: object) -> Totals:
