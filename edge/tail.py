@@ -1,8 +1,8 @@
-"""Tail: what an edge believes of the end of one stream, and the readers that wait there."""
+"""Tail: what an edge believes of the end of one stream, and who waits for more of it."""
 
-from collections import OrderedDict
+import sys
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from shared.protocol import caching, jsonmode, media
 from shared.protocol.chunk import Chunk
@@ -35,47 +35,70 @@ class _Piece:
     body: bytes
 
 
+class Listener(Protocol):
+    """Who is told of news at once, beside those who wait."""
+
+    def on_news(self) -> None:
+        """The tail has moved, or there is nothing to follow any more."""
+        ...
+
+
 class Tail:
     """One stream's end, as far as it is known here.
 
     Wakes and reads move it, only ever forward. It never says more than its upstream has made
-    durable.
+    durable. An edge may follow 100,000 streams, so what only some of them need is made when they
+    do.
     """
 
     __slots__ = (
+        "_at_end",
         "_bytes",
         "_recent",
-        "behind",
+        "_waiters",
         "confirmed_s",
         "content_type",
         "covered",
         "failed",
         "heard_s",
-        "hint",
+        "listener",
         "path",
         "short",
         "state",
+        "told",
         "ttl_s",
         "users",
-        "waiters",
     )
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.state: TailState | None = None  # None until a read has found it
-        self.behind = False  # a wake has told of more: what is known is not called up to date
+        self.told: TailState | None = None  # the furthest that a wake told of; a hint
         self.short = False  # there is more behind it, which is being read
         self.content_type = ""
         self.ttl_s: int | None = None
-        self.waiters = Waiters()
         self.users = 0
+        self.listener: Listener | None = None
         self.covered = False  # wakes arrive, so what is known is all there is
-        self.hint: TailState | None = None  # a wake told of it, nobody has seen it yet
         self.failed: Exception | None = None  # why there is nothing to follow any more
         self.confirmed_s = float("-inf")  # when the upstream was last asked
         self.heard_s = float("-inf")  # when anything was last heard of it
-        self._recent: OrderedDict[str, _Piece] = OrderedDict()  # by start
+        self._waiters: Waiters | None = None
+        self._recent: dict[str, _Piece] | None = None  # by start, the oldest first
         self._bytes = 0
+        self._at_end: Chunk | None = None  # what a crowd is told that waits at the end
+
+    async def news(self) -> None:
+        """Return at the next news; callers test before, without an await between, and bound the
+        wait."""
+        if self._waiters is None:
+            self._waiters = Waiters()
+        await self._waiters.wait()
+
+    @property
+    def behind(self) -> bool:
+        """Whether a wake has told of more: data that is known is not called up to date."""
+        return self.told is not None and self.state is not None and self.told > self.state
 
     def after(self, offset: str) -> Chunk | None:
         """Return what follows an offset: data, an empty chunk at the tail, or None where it is
@@ -83,7 +106,13 @@ class Tail:
         if self.state is None:
             return None
         if offset == self.state.offset:
-            return None if self.short else self._chunk(offset, offset, [])
+            if self.short:
+                return None
+            if self._at_end is None:
+                self._at_end = self._chunk(offset, offset, [])
+            return self._at_end
+        if self._recent is None:
+            return None
         start, pieces, size = offset, [], 0
         while (piece := self._recent.get(offset)) is not None and size < _RECENT_BYTES_MAX:
             pieces.append(piece.body)
@@ -94,21 +123,17 @@ class Tail:
     def on_wake(self, wake: Wake) -> bool:
         """Take in a wake; return whether the upstream must be asked what really happened."""
         told = _BEYOND if wake.deleted else TailState(wake.after, wake.closed)
-        if self.state is None:
-            self.hint = told if self.hint is None else max(self.hint, told)
+        if self.state is not None and told <= self.state:
             return False
-        if wake.deleted:
-            self.short = True
-            return True
-        if told <= self.state:
-            return False
-        if wake.before == self.state.offset and wake.payload is not None:
+        follows = self.state is not None and wake.before == self.state.offset
+        if follows and wake.payload is not None and not wake.deleted:
             stored = wake.payload
             body = jsonmode.wrap(stored) if media.is_json(self.content_type) else stored
             self._move(told, body if stored else None)
             return False
-        self.behind = True
-        return True
+        self.told = told if self.told is None else max(self.told, told)
+        self.short = self.short or wake.deleted
+        return self.state is not None
 
     def on_read(self, offset: str, chunk: Chunk) -> bool:
         """Take in what the upstream answered at an offset; return whether it must be asked
@@ -116,18 +141,16 @@ class Tail:
         # A careless server may not say so, but behind an empty answer there is nothing.
         at_tail = chunk.at_tail or chunk.empty
         self.ttl_s = chunk.ttl_s if chunk.ttl_s is not None else self.ttl_s
-        self.content_type = self.content_type or chunk.content_type
+        self.content_type = self.content_type or sys.intern(chunk.content_type)
+        self._at_end = None
         seen = TailState(chunk.next, chunk.closed)
         if self.state is None:
             if not at_tail:
                 return False  # somewhere in the middle: it says nothing of the tail
             self.state = seen
-            hint, self.hint = self.hint, None
-            self.waiters.wake()
-            return hint is not None and hint > seen
+            self._tell()
+            return self.behind
         follows = offset == self.state.offset
-        if at_tail:
-            self.behind = False
         if follows and at_tail:
             self.short = False
         if seen <= self.state or not (at_tail or follows):
@@ -138,22 +161,31 @@ class Tail:
     def fail(self, error: Exception) -> None:
         """End it: whoever waits is told why."""
         self.failed = error
-        self.waiters.wake()
+        self._tell()
 
     def _move(self, to: TailState, body: bytes | None, *, short: bool = False) -> None:
         assert self.state is not None
         self.short = short
+        self._at_end = None
         before, self.state = self.state.offset, to
         if body is not None and to.offset != before:
             self._remember(before, body)
-        self.waiters.wake()
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._waiters is not None:
+            self._waiters.wake()
+        if self.listener is not None:
+            self.listener.on_news()
 
     def _remember(self, before: str, body: bytes) -> None:
         assert self.state is not None
+        if self._recent is None:
+            self._recent = {}
         self._recent[before] = _Piece(self.state.offset, body)
         self._bytes += len(body)
         while len(self._recent) > _RECENT_COUNT_MAX or self._bytes > _RECENT_BYTES_MAX:
-            _, oldest = self._recent.popitem(last=False)
+            oldest = self._recent.pop(next(iter(self._recent)))
             self._bytes -= len(oldest.body)
 
     def _chunk(self, start: str, end: str, bodies: list[bytes]) -> Chunk:

@@ -96,6 +96,22 @@ class Settings:
     upstream_connections: int = _setting(
         256, "connections from one edge process to its upstream", (UP, EDGE), least=1, most=10_000
     )
+    connections: int | None = _setting(
+        None,
+        "connections of clients to one edge process; none: what its descriptors allow",
+        (UP, EDGE),
+        least=1,
+    )
+    header_timeout_s: float = _setting(
+        10.0, "how long a request may take to arrive", (UP, EDGE), least=0.05, most=300
+    )
+    keepalive_timeout_s: float = _setting(
+        75.0,
+        "how long an idle connection is kept; longer than proxies keep theirs",
+        (UP, EDGE),
+        least=0.05,
+        most=3600,
+    )
     cache_tail: str = _setting(
         "public, max-age=1", "Cache-Control of reads that reach the tail", (UP, ORIGIN, EDGE)
     )
@@ -107,7 +123,9 @@ class Settings:
         "info", "least level that is logged", choices=("debug", "info", "warning", "error")
     )
     # How the processes of `headwater up` find each other; of no use to people.
-    socket: Path | None = _setting(None, "Unix socket to listen on instead of a port", (ORIGIN,))
+    socket: Path | None = _setting(
+        None, "Unix socket to listen on instead of a port", (ORIGIN, EDGE)
+    )
     upstream_socket: Path | None = _setting(None, "Unix socket of the upstream", (EDGE,))
     bus_socket: Path | None = _setting(None, "Unix socket that carries wakes", (ORIGIN, EDGE))
     admin_socket: Path | None = _setting(

@@ -58,9 +58,10 @@ class ScriptedUpstream:
         self.says_up_to_date = True  # a careless foreign server may leave it out
         self.asked: list[tuple[str, str]] = []  # "read" or "wait", offset
         self.failures: deque[Exception] = deque()  # the next reads raise these
-        self.gate = asyncio.Event()  # reads answer while it is set
+        self.gate = asyncio.Event()  # reads and waits answer while it is set
         self.gate.set()
         self.grown = asyncio.Event()  # set by whoever adds data: waits look again
+        self.stands = False  # waits end for nothing
         self.waits = asyncio.Semaphore(64)
 
     @property
@@ -88,10 +89,11 @@ class ScriptedUpstream:
             self.asked.append(("wait", offset))
             if self.failures:
                 raise self.failures.popleft()
-            while (chunk := self.chunk(offset)).empty and not chunk.closed:
+            while self.stands or ((chunk := self.chunk(offset)).empty and not chunk.closed):
                 self.grown.clear()
                 await self.grown.wait()
-            return chunk
+            await self.gate.wait()
+            return self.chunk(offset)
 
     def chunk(self, offset: str) -> Chunk:
         """Return what a server says at an offset."""

@@ -187,6 +187,7 @@ def test_recent_data_is_bounded_by_count_and_bytes() -> None:
     tail = tail_at(0)
     for position in range(1000):
         tail.on_wake(wake(position, b"a"))
+    assert tail._recent is not None
     assert len(tail._recent) == _RECENT_COUNT_MAX
     assert said(tail, token(1000 - _RECENT_COUNT_MAX)) is not None
     assert said(tail, token(999 - _RECENT_COUNT_MAX)) is None
@@ -194,6 +195,7 @@ def test_recent_data_is_bounded_by_count_and_bytes() -> None:
     tail = tail_at(0)
     for number in range(100):
         tail.on_wake(wake(number * 10_000, b"a" * 10_000))
+    assert tail._recent is not None
     assert tail._bytes == sum(len(piece.body) for piece in tail._recent.values())
     assert 0 < tail._bytes <= _RECENT_BYTES_MAX
     found = said(tail, next(iter(tail._recent)))
@@ -212,7 +214,7 @@ def test_data_larger_than_what_is_kept_is_read_by_those_who_wait() -> None:
 
 async def test_failure_wakes_whoever_waits() -> None:
     tail = tail_at(5)
-    waiting = asyncio.create_task(tail.waiters.wait())
+    waiting = asyncio.create_task(tail.news())
     await asyncio.sleep(0)
     error = OSError("gone")
     tail.fail(error)
