@@ -81,6 +81,9 @@ class EdgeSource:
             asked_s = self._clock.monotonic_s()
             chunk = await self._tails.join(tail, offset)
             self._keep(path, offset, chunk, asked_s)
+            if chunk.empty:
+                # Whoever waits here waits with the same chunk.
+                chunk = self._tails.after(path, chunk.next) or chunk
             return chunk
 
     async def next(self, path: str, after: Chunk) -> Chunk:

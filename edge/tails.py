@@ -8,6 +8,7 @@ from functools import partial
 from typing import Final
 
 from edge.coalesce import Coalescer
+from edge.recent import Recent
 from edge.tail import Tail
 from edge.upstream import Refused, Upstream
 from shared import metrics
@@ -55,6 +56,7 @@ class Tails:
         self._bus = bus
         self._clock = clock
         self._tails: dict[str, Tail] = {}
+        self._recent = Recent()
         self._idle_since_s: dict[str, float] = {}
         self._subscribing: dict[str, asyncio.Task[bool]] = {}
         self._polls: dict[str, asyncio.Task[None]] = {}
@@ -95,7 +97,7 @@ class Tails:
         """Hold on to the tail of a stream, found or new; `let_go` must follow."""
         tail = self._tails.get(path)
         if tail is None or tail.failed is not None:
-            tail = self._tails[path] = Tail(path)
+            tail = self._tails[path] = Tail(path, self._recent)
             metrics.TAILS.set(len(self._tails))
         tail.users += 1
         self._idle_since_s.pop(path, None)
