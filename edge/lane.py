@@ -17,15 +17,15 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-from edge import seats, wire
+from edge import seats
 from edge.outbox import Outbox
 from edge.parked import Group, Parked
-from edge.plain import HEAD_BYTES_MAX, Plain, is_whole, parse_plain
 from edge.seats import NEVER, Party, Seats
 from edge.source import EdgeSource
 from edge.tails import Tails
-from shared import metrics
+from shared import metrics, wire
 from shared.clock import Clock
+from shared.plain import HEAD_BYTES_MAX, Plain, is_whole, parse_plain
 from shared.protocol import reply, sse
 from shared.protocol.caching import CachePolicy
 from shared.protocol.chunk import Chunk

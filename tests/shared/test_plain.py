@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edge.plain import HEAD_BYTES_MAX, Plain, Refusal, is_whole, parse_plain
+from shared.plain import HEAD_BYTES_MAX, Plain, Refusal, is_whole, parse_plain
 from shared.protocol.request import Live, Read
 
 PREFIX = "/v1/stream/"
