@@ -139,8 +139,10 @@ class Tails:
         return chunk
 
     async def join(self, tail: Tail, offset: str) -> Chunk:
-        """Read the upstream for someone who goes on to hear news: what has become known while the
-        read waited its turn is not asked for again."""
+        """Read the upstream for someone who goes on to hear news: what a wake has made known while
+        the read waited its turn is not asked for again."""
+        if not tail.covered:
+            return await self.read(tail, offset)
         return await self._joins.get((tail.path, offset), lambda: self._join(tail, offset))
 
     async def _join(self, tail: Tail, offset: str) -> Chunk:
