@@ -103,12 +103,11 @@ class Settings:
         least=1,
     )
     header_timeout_s: float = _setting(
-        10.0, "how long a request may take to arrive", (UP, EDGE), least=0.05, most=300
+        10.0, "how long a request may take to arrive", least=0.05, most=300
     )
     keepalive_timeout_s: float = _setting(
         75.0,
         "how long an idle connection is kept; longer than proxies keep theirs",
-        (UP, EDGE),
         least=0.05,
         most=3600,
     )

@@ -1,5 +1,7 @@
-"""Plain requests: the GETs that the lane understands by itself; everything else is aiohttp's."""
+"""Plain requests: the GETs and POSTs that a lane understands by itself; everything else is
+aiohttp's."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -7,16 +9,17 @@ from typing import Final
 
 import httptools
 
+from shared.protocol.append import Append
 from shared.protocol.errors import ProtocolError
-from shared.protocol.request import Read, parse_path, parse_read
+from shared.protocol.request import Read, parse_append_head, parse_path, parse_read
 
 HEAD_BYTES_MAX: Final = 8190  # what aiohttp takes in one line: no longer head is plain
 _HEADERS_MAX: Final = 100
 _END: Final = b"\r\n\r\n"
-# Whoever sends one of these wants more than a plain reply, or has a body to follow.
+_LENGTH: Final = re.compile(rb"[0-9]{1,9}")
+# Whoever sends one of these wants more than a plain reply, or frames its body in another way.
 _NOT_PLAIN: Final = frozenset(
     (
-        b"content-length",
         b"content-encoding",
         b"transfer-encoding",
         b"te",
@@ -28,6 +31,8 @@ _NOT_PLAIN: Final = frozenset(
         b"http2-settings",
     )
 )
+# What is different in every append of a producer: heads that have it are not kept.
+_COUNTED: Final = (b"-Seq:", b"-seq:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +45,23 @@ class Plain:
 
 
 @dataclass(frozen=True, slots=True)
+class PlainAppend:
+    """The head of a plain append."""
+
+    path: str
+    asked: Append  # without its body
+    size: int  # bytes of the body, which follows
+    keep_alive: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
-    """A complete, plain request that the protocol refuses."""
+    """A plain request that the protocol refuses."""
 
     error: ProtocolError
     keep_alive: bool
+    method: str = "GET"
+    size: int = 0  # bytes of the body, which follows
 
 
 class _Head:
@@ -67,19 +84,20 @@ class _Head:
         self.complete += 1
 
 
-class _Tags:
-    """The one header that a read looks at, in the shape in which the rules look at headers."""
+class _Headers:
+    """Headers in the shape in which the rules look at them."""
 
-    __slots__ = ("_values",)
+    __slots__ = ("_fields",)
 
-    def __init__(self, values: tuple[str, ...]) -> None:
-        self._values = values
+    def __init__(self, fields: list[tuple[str, str]]) -> None:
+        self._fields = fields
 
     def getall(self, key: str, default: Sequence[str], /) -> Sequence[str]:
-        return self._values or default
+        key = key.lower()
+        return [value for name, value in self._fields if name == key] or default
 
     def items(self) -> list[tuple[str, str]]:
-        return [("If-None-Match", value) for value in self._values]
+        return self._fields
 
 
 def is_whole(received: bytes) -> bool:
@@ -94,45 +112,73 @@ def parse_plain(received: bytes, prefix: str) -> Plain | Refusal | None:
         received: every byte that has come since the last request.
         prefix: where streams live.
     """
-    if len(received) > HEAD_BYTES_MAX or received.find(_END) != len(received) - len(_END):
+    if received.find(_END) != len(received) - len(_END) or not received.startswith(b"GET "):
         return None
-    # Control characters and odd spaces are where two parsers may differ.
-    if not received.startswith(b"GET /") or received.count(b"\n") != received.count(b"\r\n"):
+    found = parse_head(received, prefix)
+    assert not isinstance(found, PlainAppend)
+    return found
+
+
+def parse_head(head: bytes, prefix: str) -> Plain | PlainAppend | Refusal | None:
+    """Return what a request head asks for, or None for what is no plain GET or POST.
+
+    Args:
+        head: up to and including the empty line.
+        prefix: where streams live.
+    """
+    if len(head) > HEAD_BYTES_MAX or not head.startswith((b"GET /", b"POST /")):
         return None
-    return _parse(received, prefix)
+    # Control characters, odd spaces and other alphabets are where two parsers may differ.
+    if head.count(b"\n") != head.count(b"\r\n") or not head.isascii():
+        return None
+    if any(mark in head for mark in _COUNTED):
+        return _parse(head, prefix)
+    return _parse_often(head, prefix)
+
+
+def _parse(head: bytes, prefix: str) -> Plain | PlainAppend | Refusal | None:
+    found = _Head()
+    parser = httptools.HttpRequestParser(found)
+    try:
+        parser.feed_data(head)
+    except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+        return None
+    if parser.get_http_version() != "1.1" or b"#" in found.target:
+        return None
+    if len(found.headers) > _HEADERS_MAX or not found.target.startswith(prefix.encode()):
+        return None
+    framing = _framing(found.headers)
+    if framing is None:
+        return None
+    keep_alive, size = framing
+    reads = head.startswith(b"GET")
+    if (size is not None) == reads or (reads and not found.complete):
+        return None
+    fields = [(name.decode(), value.decode()) for name, value in found.headers]
+    path, _, query = found.target.decode().partition("?")
+    try:
+        name = parse_path(path, prefix)
+        if size is None:
+            return Plain(name, parse_read(query, _Headers(fields)), keep_alive)
+        asked = parse_append_head(_Headers(fields), empty=not size)
+        return PlainAppend(name, asked, size, keep_alive)
+    except ProtocolError as error:
+        # Kept as a value: without the frames that it came through, and what those hold.
+        method = "GET" if size is None else "POST"
+        return Refusal(error.with_traceback(None), keep_alive, method, size or 0)
 
 
 # Readers of one stream send the same bytes over and over, and what they mean follows from the bytes
 # alone. Common heads have 300 bytes; 8 MiB is the worst that somebody could make of it.
-@lru_cache(maxsize=1024)
-def _parse(received: bytes, prefix: str) -> Plain | Refusal | None:
-    head = _Head()
-    parser = httptools.HttpRequestParser(head)
-    try:
-        parser.feed_data(received)
-    except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-        return None
-    if head.complete != 1 or parser.get_http_version() != "1.1" or b"#" in head.target:
-        return None
-    fields = _fields(head.headers)
-    if fields is None or not head.target.startswith(prefix.encode()):
-        return None
-    keep_alive, tags = fields
-    path, _, query = head.target.decode("ascii").partition("?")
-    try:
-        return Plain(parse_path(path, prefix), parse_read(query, _Tags(tags)), keep_alive)
-    except ProtocolError as error:
-        # Kept as a value: without the frames that it came through, and what those hold.
-        return Refusal(error.with_traceback(None), keep_alive)
+_parse_often = lru_cache(maxsize=1024)(_parse)
 
 
-def _fields(headers: list[tuple[bytes, bytes]]) -> tuple[bool, tuple[str, ...]] | None:
-    """Return whether the connection stays, and If-None-Match; None if a header is not plain."""
+def _framing(headers: list[tuple[bytes, bytes]]) -> tuple[bool, int | None] | None:
+    """Return whether the connection stays, and the length of the body if one is told; None if a
+    header is not plain."""
     keep_alive = True
+    size: int | None = None
     hosts = connections = 0
-    tags: list[str] = []
-    if len(headers) > _HEADERS_MAX:
-        return None
     for name, value in headers:
         if name in _NOT_PLAIN:
             return None
@@ -143,8 +189,8 @@ def _fields(headers: list[tuple[bytes, bytes]]) -> tuple[bool, tuple[str, ...]] 
             if value.lower() not in (b"keep-alive", b"close"):
                 return None
             keep_alive = value.lower() == b"keep-alive"
-        elif name == b"if-none-match":
-            if not value.isascii():
+        elif name == b"content-length":
+            if size is not None or _LENGTH.fullmatch(value) is None:
                 return None
-            tags.append(value.decode("ascii"))
-    return (keep_alive, tuple(tags)) if hosts == 1 and connections <= 1 else None
+            size = int(value)
+    return (keep_alive, size) if hosts == 1 and connections <= 1 else None
