@@ -170,8 +170,8 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_answers",
         "_closing",
-        "_lane",
         "_held",
+        "_lane",
         "_partial",
         "_queued",
         "_reading",
