@@ -129,8 +129,11 @@ async def test_drain_lets_every_live_reader_go_and_loses_nothing(
             assert await reply.read() == b"0"
 
 
-async def test_readiness_fails_first_and_what_is_under_way_is_finished(tmp_path: Path) -> None:
-    with start(tmp_path, "--drain-s", "3") as service:
+@pytest.mark.parametrize("edges", [1, 2])
+async def test_readiness_fails_first_and_what_is_under_way_is_finished(
+    tmp_path: Path, edges: int
+) -> None:
+    with start(tmp_path, "--drain-s", "3", "--edges", str(edges)) as service:
         stream = f"{service.url}/v1/stream/a"
         arrived = asyncio.Event()
 
@@ -155,3 +158,18 @@ async def test_readiness_fails_first_and_what_is_under_way_is_finished(tmp_path:
         stream = f"{service.url}/v1/stream/a"
         async with aiohttp.ClientSession() as client, client.get(stream) as reply:
             assert await reply.read() == b"first half, second half"
+
+
+async def test_whoever_others_read_from_stops_after_them(tmp_path: Path) -> None:
+    with start(tmp_path, "--edges", "3") as service:
+        left = set(roles(service))
+        service.terminate()
+        while left:
+            # Looked at one after the other, so only what is seen to be there was there later.
+            now = set(roles(service))
+            if any(role.startswith("edge") for role in now):
+                assert {"shield", "origin"} <= left
+            if "shield" in now:
+                assert "origin" in left
+            left = now
+        assert service.wait() == 0
