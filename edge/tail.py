@@ -5,10 +5,14 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from edge.recent import PIECE_BYTES_MAX, Piece, Recent
-from shared.protocol import caching, jsonmode, media
+from shared.protocol import caching, jsonmode, media, names
 from shared.protocol.chunk import Chunk
+from shared.protocol.offset import ZERO_TOKEN
 from shared.waiters import Waiters
 from shared.wake import Wake
+
+# Where a read may begin that is no place of its own.
+SENTINELS: Final = frozenset({names.BEGINNING, names.NOW, ZERO_TOKEN})
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -138,6 +142,9 @@ class Tail:
             if not at_tail:
                 return False  # somewhere in the middle: it says nothing of the tail
             self.state = seen
+            if not chunk.empty and offset not in SENTINELS:
+                # Others may have asked at the same place meanwhile, as edges behind a shield do.
+                self._recent.keep(self._keeper, offset, Piece(chunk.next, chunk.body))
             self._tell()
             return self.behind
         follows = offset == self.state.offset

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from functools import partial
 from typing import Final
 
@@ -146,6 +146,12 @@ class Tails:
         return await self._joins.get((tail.path, offset), lambda: self._join(tail, offset))
 
     async def _join(self, tail: Tail, offset: str) -> Chunk:
+        if tail.told is not None and tail.told.offset == offset:
+            # A reader who got this elsewhere, quicker than we: what repairs the tail finds it too.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LATE_S):
+                    while tail.behind and tail.failed is None:
+                        await tail.news()
         known = self.after(tail.path, offset)
         return await self.read(tail, offset) if known is None else known
 

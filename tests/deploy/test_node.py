@@ -81,7 +81,9 @@ async def by_events(stream: Stream, offset: str, until: int, pieces: list[bytes]
 
 
 @pytest.mark.parametrize("follow", [by_poll, by_events])
-@pytest.mark.parametrize(("size", "reads"), [(100, 0)], ids=["carried"])
+@pytest.mark.parametrize(
+    ("size", "reads"), [(100, 0), (20_000, APPENDS)], ids=["carried", "not carried"]
+)
 async def test_append_costs_the_origin_one_read_a_node_or_none(
     node: Node, follow: Follow, size: int, reads: int
 ) -> None:

@@ -7,6 +7,7 @@ import pytest
 from edge.recent import PIECE_BYTES_MAX, Recent
 from edge.tail import Tail
 from shared.protocol.chunk import Chunk
+from shared.protocol.offset import ZERO_TOKEN
 from shared.wake import Wake
 from tests.fakes import ScriptedUpstream, token
 
@@ -58,6 +59,19 @@ def test_empty_answer_is_the_tail_even_where_it_does_not_say_so() -> None:
     tail = Tail("s", Recent())
     tail.on_read(token(5), chunk(token(5), at_tail=False))
     assert said(tail, token(5)) == (b"", token(5), True, False)
+
+
+def test_first_answer_is_there_for_others_who_ask_at_its_place() -> None:
+    tail = Tail("s", Recent())
+    tail.on_read(token(3), chunk(token(5), b"45"))
+    assert said(tail, token(3)) == (b"45", token(5), True, False)
+
+
+@pytest.mark.parametrize("start", ["-1", "now", ZERO_TOKEN])
+def test_start_that_is_no_place_of_its_own_is_asked_for_anew(start: str) -> None:
+    tail = Tail("s", Recent())
+    tail.on_read(start, chunk(token(5), b"12345"))
+    assert tail.after(start) is None
 
 
 def test_tail_says_what_came_since_an_offset_it_was_at() -> None:

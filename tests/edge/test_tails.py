@@ -75,6 +75,22 @@ async def test_wait_that_stays_without_an_answer_gives_way_to_a_read(
         assert here.upstream.asked == [("wait", token(10)), ("read", token(10))]
 
 
+async def test_reader_who_has_it_from_elsewhere_waits_for_the_read_under_way() -> None:
+    async with edge(DATA) as here:
+        readers = await start_readers(here, 3)
+        here.upstream.gate.clear()
+        wake = replace(here.append(b"abc"), payload=None)
+        here.wake(wake)
+        await turn()
+        quicker = Reader(here, wake.after)
+        await turn()
+        here.upstream.gate.set()
+        await all_have(readers, here.upstream.data)
+        here.wake(here.append(b"d"))
+        await quicker.has(b"d")
+        assert here.upstream.asked == [("wait", token(10))]
+
+
 async def test_doubled_wake_changes_nothing() -> None:
     async with edge(DATA) as here:
         readers = await start_readers(here, 3)
