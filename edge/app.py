@@ -3,10 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 from edge.chunks import Chunks
 from edge.coalesce import Coalescer
 from edge.handlers import Handlers
+from edge.lane import Bounds, Lane
 from edge.relay import Relay
 from edge.source import EdgeSource
 from edge.tails import Tails
@@ -14,10 +17,12 @@ from edge.upstream import Upstream
 from shared.bus import Subscriber
 from shared.clock import Clock, SystemClock
 from shared.config import Settings
+from shared.descriptors import claim_descriptors
 from shared.protocol.caching import CachePolicy
 from shared.protocol.chunk import Chunk
 from shared.reading import LiveTimes, Reading
 from shared.redis_bus import RedisSubscriber
+from shared.sockets import listen_tcp, listen_unix
 from shared.unix_bus import UnixSubscriber
 from shared.web import Bodies, Health, Listener, listen_admin
 
@@ -31,10 +36,18 @@ def subscriber(settings: Settings) -> Subscriber | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """An edge that runs: the lane answers reads, the handlers everything else."""
+
+    lane: Lane
+    handlers: Handlers
+
+
 @asynccontextmanager
 async def open_edge(
     settings: Settings, bus: Subscriber | None, clock: Clock | None = None
-) -> AsyncIterator[Handlers]:
+) -> AsyncIterator[Edge]:
     """Connect, run, and on leaving let go of all connections."""
     clock = clock or SystemClock()
     policy = CachePolicy(settings.cache_tail, settings.cache_live_empty)
@@ -42,39 +55,60 @@ async def open_edge(
         settings.long_poll_timeout_s, settings.sse_timeout_s, settings.sse_heartbeat_s
     )
     async with AsyncExitStack() as stack:
-        upstream = Upstream(
-            settings.upstream,
-            settings.stream_prefix,
-            timeout_s=settings.upstream_timeout_s,
-            connections=settings.upstream_connections,
-            socket=settings.upstream_socket,
-        )
+        upstream = writes = _upstream(settings, settings.upstream_socket)
         stack.push_async_callback(upstream.close)
+        if settings.relay_socket is not None:
+            writes = _upstream(settings, settings.relay_socket)
+            stack.push_async_callback(writes.close)
         reads: Coalescer[tuple[str, str], Chunk] = Coalescer()
         stack.push_async_callback(reads.close)
         tails = Tails(upstream, reads, bus, clock)
         stack.push_async_callback(tails.close)
         await tails.start()
-        chunks = Chunks(settings.chunk_cache_bytes)
-        source = EdgeSource(upstream, tails, reads, chunks, clock)
+        source = EdgeSource(upstream, tails, reads, Chunks(settings.chunk_cache_bytes), clock)
         reading = Reading(source, policy, times, clock)
-        relay = Relay(upstream, Bodies(settings.body_bytes_max))
-        yield Handlers(reading, source, relay, settings.stream_prefix)
+        relay = Relay(writes, Bodies(settings.body_bytes_max))
+        listener = Listener(lambda request: handlers.handle(request))
+        bounds = Bounds(
+            connections=claim_descriptors(settings.connections, settings.upstream_connections),
+            header_timeout_s=settings.header_timeout_s,
+            keepalive_timeout_s=settings.keepalive_timeout_s,
+        )
+        lane = Lane(source, tails, listener, settings.stream_prefix, policy, times, bounds, clock)
+        handlers = Handlers(reading, source, relay, settings.stream_prefix, listener, lane)
+        await stack.enter_async_context(lane.running())
+        yield Edge(lane, handlers)
+
+
+def _upstream(settings: Settings, socket: Path | None) -> Upstream:
+    return Upstream(
+        settings.upstream,
+        settings.stream_prefix,
+        timeout_s=settings.upstream_timeout_s,
+        connections=settings.upstream_connections,
+        socket=socket,
+    )
 
 
 async def run(settings: Settings, stop: asyncio.Event, announce: Callable[[str], None]) -> None:
     """Serve until stop is set, then drain."""
-    async with open_edge(settings, subscriber(settings)) as handlers:
+    async with open_edge(settings, subscriber(settings)) as edge:
         health = Health()
-        admin, listener = Listener(health.handle), Listener(handlers.handle)
+        admin = Listener(health.handle)
         await listen_admin(admin, settings)
-        port = await listener.listen(
-            host=settings.host, port=settings.port, reuse_port=settings.reuse_port
-        )
+        if settings.socket is not None:
+            edge.lane.listen(listen_unix(settings.socket))
+            where = f"unix:{settings.socket}"
+        else:
+            sock = listen_tcp(settings.host, settings.port, reuse_port=settings.reuse_port)
+            where = f"http://{settings.host}:{sock.getsockname()[1]}"
+            edge.lane.listen(sock)
         health.ready = True
-        announce(f"http://{settings.host}:{port}")
+        announce(where)
         await stop.wait()
         health.ready = False
-        handlers.reading.release(settings.drain_s)
-        await listener.drain(settings.drain_s + 1.0)
+        edge.lane.release(settings.drain_s)
+        edge.handlers.reading.release(settings.drain_s)
+        patience_s = settings.drain_s + 1.0
+        await asyncio.gather(edge.lane.drain(patience_s), edge.handlers.listener.drain(patience_s))
         await admin.drain(0)

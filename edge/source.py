@@ -4,14 +4,12 @@ from typing import Final
 
 from edge.chunks import Chunks, Kept
 from edge.coalesce import Coalescer
-from edge.tail import Tail
+from edge.tail import SENTINELS, Tail
 from edge.tails import Tails
 from edge.upstream import Refused, Upstream
 from shared import metrics
 from shared.clock import Clock
-from shared.protocol import names
 from shared.protocol.chunk import Chunk
-from shared.protocol.offset import ZERO_TOKEN
 
 # How long a kept chunk is served on the word of its last read, where no wake would tell of a
 # deletion.
@@ -19,7 +17,6 @@ _UNWATCHED_S: Final = 1.0
 # Reads of one place that find nothing though more is believed to be there: it may have been a race
 # once. An upstream that contradicts itself is not asked over and over.
 _LOOKS: Final = 3
-_SENTINELS: Final = frozenset({names.BEGINNING, names.NOW, ZERO_TOKEN})
 
 
 class EdgeSource:
@@ -39,13 +36,25 @@ class EdgeSource:
         self._chunks = chunks
         self._clock = clock
 
+    def found(self, path: str, offset: str, *, live: bool) -> Chunk | None:
+        """Return what can be answered at once, if anything can."""
+        if live:
+            known = self._tails.after(path, offset)
+            if known is not None:
+                return known
+        kept = self._chunks.get(path, offset)
+        if kept is None or not self._is_fresh(kept):
+            return None
+        metrics.CHUNK_HITS.inc()
+        return kept.chunk
+
     async def read(self, path: str, offset: str) -> Chunk:
         """Answer a catch-up read: a full chunk from the cache, or a read that starts from now
         on."""
+        found = self.found(path, offset, live=False)
+        if found is not None:
+            return found
         kept = self._chunks.get(path, offset)
-        if kept is not None and self._is_fresh(kept):
-            metrics.CHUNK_HITS.inc()
-            return kept.chunk
         held = None if kept is None else kept.chunk
         asked_s = self._clock.monotonic_s()
         try:
@@ -61,20 +70,17 @@ class EdgeSource:
 
     async def join(self, path: str, offset: str) -> Chunk:
         """Answer the start of a live read: from the known tail, else by one read."""
+        found = self.found(path, offset, live=True)
+        if found is not None:
+            return found
         with self._tails.using(path) as tail:
-            if offset not in _SENTINELS:
-                if self._tails.trusted(tail):
-                    found = tail.after(offset)
-                    if found is not None:
-                        return found
-                kept = self._chunks.get(path, offset)
-                if kept is not None and self._is_fresh(kept):
-                    metrics.CHUNK_HITS.inc()
-                    return kept.chunk
             await self._tails.follow(tail)
             asked_s = self._clock.monotonic_s()
-            chunk = await self._tails.read(tail, offset)
+            chunk = await self._tails.join(tail, offset)
             self._keep(path, offset, chunk, asked_s)
+            if chunk.empty:
+                # Whoever waits here waits with the same chunk.
+                chunk = self._tails.after(path, chunk.next) or chunk
             return chunk
 
     async def next(self, path: str, after: Chunk) -> Chunk:
@@ -88,7 +94,7 @@ class EdgeSource:
         self._chunks.drop(path)
 
     def _keep(self, path: str, offset: str, chunk: Chunk, asked_s: float) -> None:
-        if "immutable" in chunk.cache_control and offset not in _SENTINELS:
+        if offset not in SENTINELS and (chunk.closed or "immutable" in chunk.cache_control):
             self._chunks.put(path, offset, chunk, asked_s)
 
     async def _await_news(self, tail: Tail, offset: str) -> Chunk:
@@ -106,7 +112,7 @@ class EdgeSource:
                     continue
             if found is not None and (not found.empty or found.closed):
                 return found
-            await tail.waiters.wait()
+            await tail.news()
             looked_in_vain = 0
 
     def _is_fresh(self, kept: Kept) -> bool:

@@ -3,11 +3,12 @@
 import asyncio
 import logging
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from functools import partial
 from typing import Final
 
 from edge.coalesce import Coalescer
+from edge.recent import Recent
 from edge.tail import Tail
 from edge.upstream import Refused, Upstream
 from shared import metrics
@@ -31,6 +32,8 @@ _RENEW_S_MAX: Final = 10.0
 _SWEEP_S: Final = 0.25
 # Reads that repair after a gap, a reconnect or doubt, at once: a crowd of streams never stampedes.
 _REPAIRS_AT_ONCE: Final = 32
+# How long a shield's own wake may be late before it is asked in the plain way.
+_LATE_S: Final = 2.0
 # Without wakes: how long the upstream may hold a wait, and how often it is asked where waits run
 # out.
 _POLL_WAIT_S: Final = 300.0
@@ -53,11 +56,14 @@ class Tails:
         self._bus = bus
         self._clock = clock
         self._tails: dict[str, Tail] = {}
+        self._recent = Recent()
         self._idle_since_s: dict[str, float] = {}
         self._subscribing: dict[str, asyncio.Task[bool]] = {}
         self._polls: dict[str, asyncio.Task[None]] = {}
+        self._joins: Coalescer[tuple[str, str], Chunk] = Coalescer()
         self._due: asyncio.Queue[Tail] = asyncio.Queue()
         self._queued: set[Tail] = set()
+        self._repaired: dict[Tail, bool] = {}  # under repair; whether it is to be looked at again
         self._stack = AsyncExitStack()
 
     async def start(self) -> None:
@@ -74,24 +80,40 @@ class Tails:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._joins.close()
         if self._bus is not None:
             await self._bus.close()
 
     @contextmanager
     def using(self, path: str) -> Iterator[Tail]:
         """Hold on to the tail of a stream, found or new."""
-        tail = self._tails.get(path)
-        if tail is None or tail.failed is not None:
-            tail = self._tails[path] = Tail(path)
-            metrics.TAILS.set(len(self._tails))
-        tail.users += 1
-        self._idle_since_s.pop(path, None)
+        tail = self.hold(path)
         try:
             yield tail
         finally:
-            tail.users -= 1
-            if tail.users == 0 and self._tails.get(path) is tail:
-                self._idle_since_s[path] = self._clock.monotonic_s()
+            self.let_go(tail)
+
+    def hold(self, path: str) -> Tail:
+        """Hold on to the tail of a stream, found or new; `let_go` must follow."""
+        tail = self._tails.get(path)
+        if tail is None or tail.failed is not None:
+            tail = self._tails[path] = Tail(path, self._recent)
+            metrics.TAILS.set(len(self._tails))
+        tail.users += 1
+        self._idle_since_s.pop(path, None)
+        return tail
+
+    def let_go(self, tail: Tail) -> None:
+        """Follow a tail a little longer, unless others hold on to it."""
+        tail.users -= 1
+        if tail.users == 0 and self._tails.get(tail.path) is tail:
+            self._idle_since_s[tail.path] = self._clock.monotonic_s()
+
+    def after(self, path: str, offset: str) -> Chunk | None:
+        """Return what follows an offset, if all there is is known, as far as anyone here can
+        tell."""
+        tail = self._tails.get(path)
+        return tail.after(offset) if tail is not None and self._trusted(tail) else None
 
     async def follow(self, tail: Tail) -> None:
         """See to it that news of a stream arrives; returns before the first read of it may
@@ -107,25 +129,39 @@ class Tails:
             tail.covered = await asyncio.shield(joining) and self._bus.up
         self._cover(tail)
 
-    def trusted(self, tail: Tail) -> bool:
-        """Tell whether what is known of a tail is all there is, as far as anyone here can tell."""
-        if not tail.covered or tail.state is None or tail.failed is not None or tail.short:
-            return False
-        if tail.ttl_s is None:
-            return True
-        # The origin counts a sliding window from the reads that it sees.
-        return self._clock.monotonic_s() - tail.confirmed_s < min(1.0, tail.ttl_s / 3)
-
     async def read(self, tail: Tail, offset: str) -> Chunk:
         """Read the upstream, sharing reads that start from now on; the tail learns from it."""
         asked_s = self._clock.monotonic_s()
         chunk = await self._reads.get(
             (tail.path, offset), lambda: self._upstream.read(tail.path, offset)
         )
-        tail.confirmed_s = tail.heard_s = max(tail.confirmed_s, asked_s)
-        if tail.on_read(offset, chunk):
-            self._look(tail)
+        self._learn(tail, offset, chunk, asked_s)
         return chunk
+
+    async def join(self, tail: Tail, offset: str) -> Chunk:
+        """Read the upstream for someone who goes on to hear news: what a wake has made known while
+        the read waited its turn is not asked for again."""
+        if not tail.covered:
+            return await self.read(tail, offset)
+        return await self._joins.get((tail.path, offset), lambda: self._join(tail, offset))
+
+    async def _join(self, tail: Tail, offset: str) -> Chunk:
+        if tail.told is not None and tail.told.offset == offset:
+            # A reader who got this elsewhere, quicker than we: what repairs the tail finds it too.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LATE_S):
+                    while tail.behind and tail.failed is None:
+                        await tail.news()
+        known = self.after(tail.path, offset)
+        return await self.read(tail, offset) if known is None else known
+
+    def _trusted(self, tail: Tail) -> bool:
+        if not tail.covered or tail.state is None or tail.failed is not None or tail.short:
+            return False
+        if tail.ttl_s is None:
+            return True
+        # The origin counts a sliding window from the reads that it sees.
+        return self._clock.monotonic_s() - tail.confirmed_s < min(1.0, tail.ttl_s / 3)
 
     # --- news ------------------------------------------------------------------------------------
 
@@ -138,7 +174,8 @@ class Tails:
         tail.heard_s = self._clock.monotonic_s()
         if tail.on_wake(wake):
             metrics.WAKES_RECEIVED.labels("gap").inc()
-            self._look(tail)
+            if tail not in self._repaired:  # whose end looks whether it is still behind
+                self._look(tail)
         else:
             metrics.WAKES_RECEIVED.labels("old" if tail.state == before else "taken").inc()
 
@@ -170,10 +207,17 @@ class Tails:
         if poll is not None:
             poll.cancel()
 
+    def _learn(self, tail: Tail, offset: str, chunk: Chunk, asked_s: float) -> None:
+        tail.confirmed_s = tail.heard_s = max(tail.confirmed_s, asked_s)
+        if tail.on_read(offset, chunk):
+            self._look(tail)
+
     # --- looking ---------------------------------------------------------------------------------
 
     def _look(self, tail: Tail) -> None:
-        if tail not in self._queued and tail.state is not None:
+        if tail in self._repaired:
+            self._repaired[tail] = True  # what is being read may be older than the reason to look
+        elif tail not in self._queued and tail.state is not None:
             self._queued.add(tail)
             self._due.put_nowait(tail)
 
@@ -181,15 +225,44 @@ class Tails:
         while True:
             tail = await self._due.get()
             self._queued.discard(tail)
-            if tail.state is None or tail.failed is not None:
+            if tail.failed is not None:
                 continue
+            self._repaired[tail] = False
+            told = tail.told
             try:
-                await self.read(tail, tail.state.offset)
+                await self._repair(tail)
             except Refused as error:
                 self._end(tail, error)
             except Unavailable:
                 # Readers wait on; the sweep looks again.
                 tail.heard_s = float("-inf")
+            else:
+                if tail.told == told:
+                    tail.told = None  # the upstream was asked since, and its word stands
+                if tail.behind:
+                    self._repaired[tail] = True
+            finally:
+                again = self._repaired.pop(tail)
+            if again and tail.failed is None:
+                self._look(tail)
+
+    async def _repair(self, tail: Tail) -> None:
+        """Find out what there is behind the tail that is known."""
+        assert tail.state is not None
+        if tail.behind:
+            # It should be there. Asked like this, a shield answers all its edges from one read of
+            # its own, and waits where its own wake is late; a plain read it would have to pass on.
+            offset = tail.state.offset
+            asked_s = self._clock.monotonic_s()
+            try:
+                async with asyncio.timeout(_LATE_S):
+                    chunk = await self._upstream.wait(tail.path, offset, None, _LATE_S)
+            except TimeoutError:
+                pass
+            else:
+                self._learn(tail, offset, chunk, asked_s)
+                return
+        await self.read(tail, tail.state.offset)
 
     async def _poll(self, tail: Tail) -> None:
         """Follow a stream without wakes: a long-poll held open, or one read a second if too many

@@ -49,6 +49,12 @@ class Settings:
     admin_port: int = _setting(4438, "port of those; 0 picks a free one", least=0, most=65535)
     data_dir: Path = _setting(Path("data"), "folder of the journal", (UP, ORIGIN))
     edges: int = _setting(1, "edge processes, which share the port", (UP,), least=1, most=256)
+    shield: str = _setting(
+        "auto",
+        "one more edge, through which the others read; auto: where there are several",
+        (UP,),
+        choices=("auto", "on", "off"),
+    )
     upstream: str = _setting(
         "http://127.0.0.1:4437", "server that an edge reads from and relays to", (EDGE,)
     )
@@ -96,6 +102,21 @@ class Settings:
     upstream_connections: int = _setting(
         256, "connections from one edge process to its upstream", (UP, EDGE), least=1, most=10_000
     )
+    connections: int | None = _setting(
+        None,
+        "connections of clients to one edge process; none: what its descriptors allow",
+        (UP, EDGE),
+        least=1,
+    )
+    header_timeout_s: float = _setting(
+        10.0, "how long a request may take to arrive", least=0.05, most=300
+    )
+    keepalive_timeout_s: float = _setting(
+        75.0,
+        "how long an idle connection is kept; longer than proxies keep theirs",
+        least=0.05,
+        most=3600,
+    )
     cache_tail: str = _setting(
         "public, max-age=1", "Cache-Control of reads that reach the tail", (UP, ORIGIN, EDGE)
     )
@@ -107,8 +128,13 @@ class Settings:
         "info", "least level that is logged", choices=("debug", "info", "warning", "error")
     )
     # How the processes of `headwater up` find each other; of no use to people.
-    socket: Path | None = _setting(None, "Unix socket to listen on instead of a port", (ORIGIN,))
+    socket: Path | None = _setting(
+        None, "Unix socket to listen on instead of a port", (ORIGIN, EDGE)
+    )
     upstream_socket: Path | None = _setting(None, "Unix socket of the upstream", (EDGE,))
+    relay_socket: Path | None = _setting(
+        None, "Unix socket that writes go to instead of the upstream", (EDGE,)
+    )
     bus_socket: Path | None = _setting(None, "Unix socket that carries wakes", (ORIGIN, EDGE))
     admin_socket: Path | None = _setting(
         None, "Unix socket for the admin endpoints instead of a port", (ORIGIN, EDGE)
@@ -118,15 +144,6 @@ class Settings:
         False, "stop when standard input ends; leave Ctrl-C to the parent", (ORIGIN, EDGE)
     )
     role: str = _setting("", "name of this process in logs and metrics", (ORIGIN, EDGE))
-
-    def flags(self, command: str) -> list[str]:
-        """Return the command line that makes these settings, for a process of another command."""
-        flags = []
-        for entry in fields_of(command):
-            value = getattr(self, entry.name)
-            if value != entry.default:
-                flags.append(f"{_flag(entry.name)}={value}")  # one word: a value may begin with -
-        return flags
 
 
 def fields_of(command: str) -> list[dataclasses.Field[Any]]:

@@ -8,22 +8,21 @@ import socket
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
 from aiohttp import hdrs, web
-from prometheus_client import CONTENT_TYPE_LATEST, Counter, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from shared import metrics
 from shared.config import Settings
 from shared.connection import Connection, Connections, Handler
 from shared.protocol.errors import BadRequest, BodyTooLarge, ProtocolError, Unavailable
 from shared.protocol.reply import COMMON_HEADERS, PREFLIGHT_HEADERS, Reply, refused
+from shared.sockets import BACKLOG, listen_tcp, listen_unix
 
 _log = logging.getLogger(__name__)
 
-_BACKLOG: Final = 4096  # aiohttp's 128 overflows when a crowd comes back at once
 _KEEPALIVE_S: Final = 75.0  # longer than common proxies keep theirs, so that they close first
 # Of all bodies together: a few dozen of the largest, or any number of ordinary ones.
 _BODIES_BYTES_MAX: Final = 256 * 1024 * 1024
@@ -134,19 +133,17 @@ class Listener:
         reuse_port: bool = False,
     ) -> int:
         """Listen on a TCP port (0 picks one) or a Unix socket; return the port."""
-        loop, connections = asyncio.get_running_loop(), self._connections()
+        sock = listen_unix(path) if path is not None else None
+        if sock is None:
+            sock = listen_tcp(host or "127.0.0.1", port, reuse_port=reuse_port)
+            port = int(sock.getsockname()[1])
+        loop = asyncio.get_running_loop()
         if path is not None:
-            # asyncio unlinks a socket that a predecessor left behind.
-            server = await loop.create_unix_server(connections, str(path), backlog=_BACKLOG)
-            self._listening.append(server)
-            return 0
-        sock = socket.socket(socket.AF_INET6 if ":" in (host or "") else socket.AF_INET)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if reuse_port:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.bind((host or "127.0.0.1", port))
-        self._listening.append(await loop.create_server(connections, sock=sock, backlog=_BACKLOG))
-        return int(sock.getsockname()[1])
+            server = await loop.create_unix_server(self._connections(), sock=sock, backlog=BACKLOG)
+        else:
+            server = await loop.create_server(self._connections(), sock=sock, backlog=BACKLOG)
+        self._listening.append(server)
+        return port
 
     @property
     def connections(self) -> int:
@@ -163,6 +160,15 @@ class Listener:
             received: the bytes that were read and not answered; they come first.
         """
         await self._connections().take(sock, received)
+
+    def adopt(self, received: bytes) -> Connection:
+        """Return a connection for a transport whose protocol somebody else was until now; whoever
+        sets it calls `connection_made` and `hold_back`.
+
+        Args:
+            received: the bytes that were read and not answered; they come first.
+        """
+        return self._connections().connection(received)
 
     def give_back(self, request: web.BaseRequest) -> socket.socket | None:
         """Give away the connection of a request, before there is any reply.
@@ -217,15 +223,8 @@ class Listener:
                 self._idle.set()
         if self.draining and not response.prepared:
             response.force_close()
-        _count(request.method, response.status).inc()
+        metrics.count_requests(request.method, response.status)
         return response
-
-
-@lru_cache(maxsize=1024)  # methods times statuses; looking a label up costs as much as counting
-def _count(method: str, status: int) -> Counter:
-    """Return the counter of a kind of request; clients may send any method, labels are bounded."""
-    known = method in ("GET", "POST", "PUT", "HEAD", "DELETE")
-    return metrics.REQUESTS.labels(method if known else "other", str(status))
 
 
 @dataclass(slots=True)

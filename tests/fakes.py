@@ -57,10 +57,12 @@ class ScriptedUpstream:
         self.ttl_s: int | None = None
         self.says_up_to_date = True  # a careless foreign server may leave it out
         self.asked: list[tuple[str, str]] = []  # "read" or "wait", offset
+        self.reads_at_once = self.reads_at_once_max = 0
         self.failures: deque[Exception] = deque()  # the next reads raise these
-        self.gate = asyncio.Event()  # reads answer while it is set
+        self.gate = asyncio.Event()  # reads and waits answer while it is set
         self.gate.set()
         self.grown = asyncio.Event()  # set by whoever adds data: waits look again
+        self.stands = False  # waits end for nothing
         self.waits = asyncio.Semaphore(64)
 
     @property
@@ -78,8 +80,11 @@ class ScriptedUpstream:
             await asyncio.sleep(0)
             raise self.failures.popleft()
         chunk = self.chunk(offset)
+        self.reads_at_once += 1
+        self.reads_at_once_max = max(self.reads_at_once_max, self.reads_at_once)
         await asyncio.sleep(0)
         await self.gate.wait()
+        self.reads_at_once -= 1
         return held if held is not None and held == chunk else chunk
 
     async def wait(self, path: str, offset: str, cursor: str | None, wait_s: float) -> Chunk:
@@ -88,10 +93,11 @@ class ScriptedUpstream:
             self.asked.append(("wait", offset))
             if self.failures:
                 raise self.failures.popleft()
-            while (chunk := self.chunk(offset)).empty and not chunk.closed:
+            while self.stands or ((chunk := self.chunk(offset)).empty and not chunk.closed):
                 self.grown.clear()
                 await self.grown.wait()
-            return chunk
+            await self.gate.wait()
+            return self.chunk(offset)
 
     def chunk(self, offset: str) -> Chunk:
         """Return what a server says at an offset."""

@@ -17,6 +17,7 @@ from shared.protocol.stream import StreamState
 
 # On every reply, errors and preflights too (PROTOCOL §12.7).
 COMMON_HEADERS = {
+    "Server": "headwater",
     "X-Content-Type-Options": "nosniff",
     "Cross-Origin-Resource-Policy": "cross-origin",
     "Access-Control-Allow-Origin": "*",

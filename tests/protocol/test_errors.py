@@ -13,6 +13,7 @@ REFUSALS: list[tuple[ProtocolError | Unavailable, int, str, dict[str, str]]] = [
     (errors.StaleEpoch(5, 4), 403, "stale_epoch", {"Producer-Epoch": "5"}),
     (errors.NotFound("a"), 404, "not_found", {}),
     (errors.MethodNotAllowed("PUT", "GET"), 405, "method_not_allowed", {"Allow": "GET"}),
+    (errors.RequestTimeout("late"), 408, "request_timeout", {}),
     (errors.Conflict("x"), 409, "conflict", {}),
     (errors.ContentTypeMismatch("a/b", "c/d"), 409, "content_type_mismatch", {}),
     (

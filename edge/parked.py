@@ -1,0 +1,433 @@
+"""Parked: readers that wait for news, held as bare descriptors and answered in slices.
+
+Readers who wait at one place for the same bytes are a group: one reply is made for all of them, and
+written to one after the other, some hundreds in a turn of the loop.
+"""
+
+import asyncio
+import os
+import random
+from collections import deque
+from typing import Final, Protocol
+
+from edge.outbox import Outbox
+from edge.seats import Party, Seats
+from edge.source import EdgeSource
+from edge.tail import Tail
+from edge.tails import Tails
+from shared import metrics, wire
+from shared.clock import Clock
+from shared.plain import Plain
+from shared.protocol import names, reply, sse
+from shared.protocol.caching import CachePolicy
+from shared.protocol.chunk import Chunk
+from shared.protocol.cursor import next_cursor
+from shared.protocol.errors import ProtocolError, Unavailable
+from shared.protocol.reply import Reply
+from shared.protocol.request import Live
+from shared.web import failure
+
+# Writes in one turn of the loop: 2 ms or so, after which requests and wakes have theirs.
+_SLICE: Final = 400
+
+
+class Desk(Protocol):
+    """Where descriptors come from, and go to when they have their bytes."""
+
+    def answered(self, fd: int, *, keep_alive: bool) -> None:
+        """A reply is with the kernel."""
+        ...
+
+    def unsent(self, fd: int, payload: bytes, sent: int, *, keep_alive: bool | None) -> None:
+        """Only some of a payload is with the kernel; None: the reply goes on after it."""
+        ...
+
+    def close(self, fd: int, reason: str | None = None) -> None:
+        """The connection is broken, or too slow."""
+        ...
+
+
+_Key = tuple[str, Live | None, str | None, bool, str | None, bool]
+
+
+class Group(Party):
+    """Readers who wait at one place of a stream, and get the same bytes next."""
+
+    __slots__ = ("chunk", "crowd", "fetching", "heard_s", "key", "passing", "plain")
+
+    def __init__(
+        self, crowd: "_Crowd", key: _Key, plain: Plain, chunk: Chunk, heard_s: float
+    ) -> None:
+        super().__init__()
+        self.crowd = crowd
+        self.key = key
+        self.plain = plain  # of the first of them: what may differ makes no difference
+        self.chunk = chunk  # what they have; they wait for what follows it
+        self.heard_s = heard_s  # when they last got anything
+        self.passing = False  # a pass goes over them
+        self.fetching: asyncio.Task[None] | None = None
+
+    @property
+    def streams(self) -> bool:
+        """Whether their replies go on after this one."""
+        return self.plain.asked.live is Live.SSE
+
+
+class _Crowd:
+    """All groups of one stream, and the tail that they wait for."""
+
+    __slots__ = ("_parked", "groups", "passing", "path", "tail")
+
+    def __init__(self, parked: "Parked", path: str, tail: Tail) -> None:
+        self._parked = parked
+        self.path = path
+        self.tail = tail
+        self.groups: dict[_Key, Group] = {}  # but those that a pass goes over
+        self.passing = 0  # event streams that come back after their pass
+
+    def on_news(self) -> None:
+        self._parked.stir(self)
+
+
+class _Pass:
+    """One payload on its way to the members of a group."""
+
+    __slots__ = (
+        "answered",
+        "began_s",
+        "done",
+        "ends",
+        "first",
+        "group",
+        "keep_alive",
+        "payload",
+        "status",
+    )
+
+    def __init__(
+        self, group: Group, payload: bytes, *, ends: bool, keep_alive: bool, status: int
+    ) -> None:
+        self.group = group
+        self.payload = payload
+        self.ends = ends  # the reply ends with it
+        self.keep_alive = keep_alive
+        self.status = status
+        self.done = 0
+        self.answered = 0
+        # Nobody is always the last: a pass begins anywhere, and goes round.
+        self.first = random.randrange(len(group.fds))
+        self.began_s = asyncio.get_running_loop().time()
+
+
+class Parked:
+    """The live readers of an edge."""
+
+    def __init__(
+        self,
+        seats: Seats,
+        outbox: Outbox,
+        desk: Desk,
+        tails: Tails,
+        source: EdgeSource,
+        policy: CachePolicy,
+        clock: Clock,
+    ) -> None:
+        self._seats = seats
+        self._outbox = outbox
+        self._desk = desk
+        self._tails = tails
+        self._source = source
+        self._policy = policy
+        self._clock = clock
+        self._crowds: dict[str, _Crowd] = {}
+        self._stirred: dict[_Crowd, None] = {}  # a set that keeps order
+        self._passes: deque[_Pass] = deque()
+        self._turn: asyncio.Handle | None = None
+        self.polls = 0
+        self.streams = 0
+        self.draining = False  # connections are not kept for another request
+
+    @property
+    def busy(self) -> bool:
+        """Whether readers are being written to."""
+        return bool(self._passes)
+
+    def park(self, fd: int, plain: Plain, chunk: Chunk) -> None:
+        """Let a reader wait for what follows a chunk; the state of its seat is the caller's."""
+        crowd = self._crowds.get(plain.path)
+        if crowd is None or crowd.tail.failed is not None:
+            crowd = _Crowd(self, plain.path, self._tails.hold(plain.path))
+            crowd.tail.listener = crowd
+            self._crowds[plain.path] = crowd
+        key = self._key(plain, chunk)
+        group = crowd.groups.get(key)
+        if group is None:
+            group = crowd.groups[key] = Group(crowd, key, plain, chunk, self._clock.monotonic_s())
+        self._seats.join(fd, group)
+        if group.streams:
+            self.streams += 1
+        else:
+            self.polls += 1
+        if group.count == 1:
+            # The tail may have moved since the chunk was read.
+            self.stir(crowd)
+
+    def leave(self, fd: int) -> None:
+        """Forget a reader who has left."""
+        group = self._seats.leave(fd)
+        assert isinstance(group, Group)
+        self._count_out(group)
+        if not group.count and not group.passing:
+            self._dissolve(group)
+        elif not group.passing:
+            self._seats.tidy(group)
+
+    def take_back(self, fd: int) -> tuple[Plain, Chunk] | None:
+        """Let a reader go whose time is over; return what it asked for and what it has.
+
+        None: it is being written to just now, and stays.
+        """
+        group = self._seats.party[fd]
+        assert isinstance(group, Group)
+        if group.passing and not group.streams:
+            return None
+        self.leave(fd)
+        return group.plain, group.chunk
+
+    async def send_heartbeats(self, quiet_s: float) -> None:
+        """Tell event streams that heard nothing for so long that they still stand."""
+        now_s = self._clock.monotonic_s()
+        for number, crowd in enumerate(list(self._crowds.values())):
+            if number % _SLICE == 0:
+                await asyncio.sleep(0)
+            for group in list(crowd.groups.values()):
+                if group.streams and now_s - group.heard_s >= quiet_s:
+                    self._begin(group, wire.encode_frame(sse.HEARTBEAT), ends=False)
+
+    def close(self) -> None:
+        """Write no more."""
+        if self._turn is not None:
+            self._turn.cancel()
+        for crowd in self._crowds.values():
+            for group in crowd.groups.values():
+                if group.fetching is not None:
+                    group.fetching.cancel()
+
+    # --- news ------------------------------------------------------------------------------------
+
+    def stir(self, crowd: _Crowd) -> None:
+        """Look, in the next turn, for what the groups of a stream wait for.
+
+        Not at once: wakes that come together become one reply, and whoever brings them is not
+        interrupted by readers that break off.
+        """
+        self._stirred[crowd] = None
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if self._turn is None:
+            self._turn = asyncio.get_running_loop().call_soon(self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._turn = None
+        budget = _SLICE
+        while self._stirred and budget > 0:
+            crowd = next(iter(self._stirred))
+            del self._stirred[crowd]
+            budget -= 1
+            for group in list(crowd.groups.values()):
+                self._look(group)
+        while self._passes and budget > 0:
+            budget -= self._write(budget)
+        if self._stirred or self._passes:
+            self._schedule()
+
+    def _look(self, group: Group) -> None:
+        """Give a group what follows its place, if it is known."""
+        if group.fetching is not None:
+            return  # which finds it
+        tail = group.crowd.tail
+        if tail.failed is not None:
+            self._end(group, tail.failed)
+            return
+        found = tail.after(group.chunk.next)
+        if found is None:
+            group.fetching = asyncio.create_task(self._fetch(group))
+        elif not found.empty or found.closed:
+            self._deliver(group, found)
+
+    async def _fetch(self, group: Group) -> None:
+        """Find what follows a place that is not known here; the upstream is asked by one for
+        all."""
+        found: Chunk | Exception
+        try:
+            found = await self._source.next(group.crowd.path, group.chunk)
+        except Exception as error:
+            found = error
+        group.fetching = None
+        if not group.count or group.passing:
+            return  # they have left; or a heartbeat is on its way, and the end of it looks again
+        if isinstance(found, Exception):
+            self._end(group, found)
+        else:
+            self._deliver(group, found)
+
+    def _deliver(self, group: Group, chunk: Chunk) -> None:
+        asked, now_ms = group.plain.asked, self._clock.now_ms()
+        group.chunk = chunk
+        if not group.streams:
+            self._begin_last(group, reply.read(asked, chunk, self._policy, now_ms), now_ms)
+            return
+        events = sse.encode_events(chunk, next_cursor(now_ms, asked.cursor))
+        end = wire.STREAM_END if chunk.closed else b""
+        self._begin(group, wire.encode_frame(events) + end, ends=chunk.closed)
+
+    def _end(self, group: Group, error: Exception) -> None:
+        """There is nothing to wait for any more: long-polls are told why, event streams end."""
+        if group.streams:
+            if not isinstance(error, ProtocolError | Unavailable):
+                failure(error)  # which logs it
+            self._begin(group, wire.STREAM_END, ends=True)
+            return
+        self._begin_last(group, failure(error), self._clock.now_ms())
+
+    # --- passes ----------------------------------------------------------------------------------
+
+    def _begin_last(self, group: Group, outcome: Reply, now_ms: int) -> None:
+        keep_alive = group.plain.keep_alive and not self.draining
+        payload = wire.encode_reply(outcome, now_ms, keep_alive=keep_alive)
+        self._begin(group, payload, ends=True, keep_alive=keep_alive, status=outcome.status)
+
+    def _begin(
+        self,
+        group: Group,
+        payload: bytes,
+        *,
+        ends: bool,
+        keep_alive: bool = False,
+        status: int = 200,
+    ) -> None:
+        self._take_out(group)  # whoever comes during the pass gets something else
+        group.passing = True
+        group.crowd.passing += 1
+        group.heard_s = self._clock.monotonic_s()
+        work = _Pass(group, payload, ends=ends, keep_alive=keep_alive, status=status)
+        self._passes.append(work)
+        self._schedule()
+
+    def _write(self, budget: int) -> int:
+        """Write to the next members of the first pass; return how many places it went on."""
+        work = self._passes.popleft()
+        group, payload, size = work.group, work.payload, len(work.payload)
+        party, place, fds = self._seats.party, self._seats.place, group.fds
+        behind = self._outbox if group.streams and len(self._outbox) else ()
+        count = len(fds)
+        began, work.done = work.done, min(count, work.done + budget)
+        for number in range(work.first + began, work.first + work.done):
+            at = number if number < count else number - count
+            fd = fds[at]
+            if party[fd] is not group or place[fd] != at:
+                continue  # it has left, and the descriptor may be another reader's by now
+            if fd in behind:
+                self._add(work, fd)
+                continue
+            try:
+                sent = os.write(fd, payload)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self._desk.close(fd)
+                continue
+            if work.ends:
+                party[fd] = None
+                group.count -= 1
+                self._count_out(group)
+                work.answered += 1
+                if sent == size:
+                    self._desk.answered(fd, keep_alive=work.keep_alive)
+                else:
+                    self._desk.unsent(fd, payload, sent, keep_alive=work.keep_alive)
+            elif sent != size:
+                self._desk.unsent(fd, payload, sent, keep_alive=None)
+        if work.done < count:
+            self._passes.append(work)
+        else:
+            self._finish(work)
+        return work.done - began + 1
+
+    def _add(self, work: _Pass, fd: int) -> None:
+        """Put a payload behind what a reader has still to get, unless it is too slow for that."""
+        if self._outbox.is_full(fd):
+            self._desk.close(fd, "backlog")
+            return
+        if work.ends:
+            self._seats.leave(fd)
+            self._count_out(work.group)
+        keep_alive = False if work.ends else None
+        self._desk.unsent(fd, work.payload, 0, keep_alive=keep_alive)
+
+    def _finish(self, work: _Pass) -> None:
+        group = work.group
+        group.passing = False
+        group.crowd.passing -= 1
+        metrics.FANOUT_SECONDS.observe(asyncio.get_running_loop().time() - work.began_s)
+        if work.ends:
+            if not group.streams:
+                metrics.count_requests("GET", work.status, work.answered)
+            self._part(group.crowd)
+        elif not group.count:
+            self._dissolve(group)
+        else:
+            self._merge(group)
+            self.stir(group.crowd)  # for what came during the pass
+
+    def _merge(self, group: Group) -> None:
+        """Put a group back, with whoever has come to the same place meanwhile."""
+        group.key = key = self._key(group.plain, group.chunk)
+        other = group.crowd.groups.get(key)
+        if other is None:
+            group.crowd.groups[key] = group
+            self._seats.tidy(group)
+            return
+        small, large = sorted((group, other), key=lambda one: one.count)
+        for fd in self._seats.members(small):
+            self._seats.leave(fd)
+            self._seats.join(fd, large)
+        group.crowd.groups[key] = large
+        if small.fetching is not None:
+            small.fetching.cancel()
+
+    def _dissolve(self, group: Group) -> None:
+        if group.fetching is not None:
+            group.fetching.cancel()
+        self._take_out(group)
+        self._part(group.crowd)
+
+    def _take_out(self, group: Group) -> None:
+        if group.crowd.groups.get(group.key) is group:
+            del group.crowd.groups[group.key]
+
+    def _part(self, crowd: _Crowd) -> None:
+        """Let go of a stream that nobody waits on."""
+        if not crowd.groups and not crowd.passing and crowd.tail.listener is crowd:
+            crowd.tail.listener = None
+            self._tails.let_go(crowd.tail)
+            if self._crowds.get(crowd.path) is crowd:
+                del self._crowds[crowd.path]
+
+    def _count_out(self, group: Group) -> None:
+        if group.streams:
+            self.streams -= 1
+        else:
+            self.polls -= 1
+
+    def _key(self, plain: Plain, chunk: Chunk) -> _Key:
+        """Return what makes the next bytes of a reader: where it is, and what it asked for."""
+        asked, now_ms = plain.asked, self._clock.now_ms()
+        # A cursor that the clock has passed is as good as none, for ever.
+        passed = next_cursor(now_ms, asked.cursor) == next_cursor(now_ms, None)
+        cursor = None if passed else asked.cursor
+        if asked.live is Live.SSE:
+            return chunk.next, asked.live, cursor, False, None, False
+        from_now = asked.offset == names.NOW
+        return chunk.next, None, cursor, from_now, asked.if_none_match, plain.keep_alive
