@@ -59,9 +59,9 @@ class Tree:
         """Return the processes that are not among others."""
         return Tree.of(pid for pid in self.pids if pid not in other.pids)
 
-    def running(self, word: str) -> Tree:
-        """Return those that have this word in their command line."""
-        return Tree.of(pid for pid in self.pids if word in command_line(pid))
+    def named(self, *starts: str) -> Tree:
+        """Return those whose names, as `ps` shows them, start with one of these words."""
+        return Tree.of(pid for pid in self.pids if process_name(pid).startswith(starts))
 
     def peak_bytes(self) -> int:
         """Return the sum of the most that each of them ever had resident, since reset_peak."""
@@ -111,12 +111,12 @@ class Tree:
         return last_busy if seen - last_busy >= quiet_s else None
 
 
-def command_line(pid: int) -> list[str]:
-    """Return the words of a process's command line; none if it ended."""
+def process_name(pid: int) -> str:
+    """Return the name of a process, at most 15 bytes; none if it ended."""
     try:
-        return (PROC / str(pid) / "cmdline").read_text().split("\0")
+        return (PROC / str(pid) / "comm").read_text().rstrip("\n")
     except OSError:
-        return []
+        return ""
 
 
 def _status_bytes(pid: int, name: str) -> int:

@@ -43,9 +43,9 @@ class Server:
         return self.launch.speech
 
     def edges(self) -> Tree:
-        """Return the processes that hold the readers: not what starts them, and not the origin."""
+        """Return Headwater's edges and the shield behind them; of other servers, all processes."""
         tree = Tree(self.pid)
-        edges = tree.without(Tree.of([self.pid])).without(tree.running("origin"))
+        edges = tree.named("hw-edge", "hw-shield")
         return edges if edges.pids else tree
 
     def metrics(self) -> str | None:

@@ -94,7 +94,7 @@ def _measure(server: Server, args: argparse.Namespace) -> dict[str, Any]:
         began = time.monotonic()
         crowd.crew.tell(Storm(args.spread, close=args.by == "readers"))
         if args.by == "edges":
-            for pid in server.edges().pids:
+            for pid in server.edges().named("hw-edge").pids:
                 os.kill(pid, signal.SIGKILL)
         for at in range(1, _AWAY_APPENDS + 1):
             time.sleep(max(0.0, began + args.spread * at / 4 - time.monotonic()))

@@ -12,7 +12,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from loadtests import servers
+from loadtests import launch, servers
 from tests.faults.ledger import metrics
 from tests.http.api import Server
 from tests.http.conftest import PATIENT, PORTS
@@ -59,7 +59,7 @@ def two_edges(stack: ExitStack, folder: Path) -> tuple[str, str, str]:
 
 def node_reference_server(stack: ExitStack, folder: Path) -> tuple[str, str, str]:
     # Its long-polls end often, so the edge often asks again just as something is appended.
-    options = servers.Options(long_poll_timeout_s=1)
+    options = launch.Options(live_s=1)
     url = stack.enter_context(servers.running("node", folder, options)).url
     return url, *start_edge(stack, url)
 
