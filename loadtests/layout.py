@@ -8,7 +8,7 @@ from typing import Final
 SOURCES_MAX: Final = 250  # client processes, with a loopback address for each
 READERS_MAX: Final = 20_000  # of one source address, which has some 60,000 ports
 _CLIENT_SPARE: Final = 200  # descriptors that a client process keeps for itself
-_EDGE_SPARE: Final = 600  # those of an edge: its upstream's connections, above all
+_EDGE_SPARE: Final = 900  # those of an edge: connections to its upstream, above all
 # The kernel gives a connection to one of the processes that share a port by a hash: each gets its
 # share give or take the square root of it. Five of those happen to one process in three million.
 _UNEVENNESS: Final = 5.0
