@@ -20,7 +20,7 @@ from typing import Any, Final
 from edge import seats, wire
 from edge.outbox import Outbox
 from edge.parked import Group, Parked
-from edge.plain import HEAD_BYTES_MAX, Plain, is_whole, parse_plain
+from edge.plain import HEAD_BYTES_MAX, Plain, is_partial, parse_plain
 from edge.seats import NEVER, Party, Seats
 from edge.source import EdgeSource
 from edge.tails import Tails
@@ -275,7 +275,7 @@ class Lane:
             self._ask(fd, plain, plain.asked.offset)
         elif plain is not None:
             self._reply(fd, reply.refused(plain.error), keep_alive=plain.keep_alive)
-        elif is_whole(received) or len(received) > HEAD_BYTES_MAX:
+        elif not is_partial(received):
             self._hand_over(fd, received)
         else:
             self._received[fd] = received

@@ -1,5 +1,6 @@
 """Plain requests: the GETs that the lane understands by itself; everything else is aiohttp's."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,6 +14,8 @@ from shared.protocol.request import Read, parse_path, parse_read
 HEAD_BYTES_MAX: Final = 8190  # what aiohttp takes in one line: no longer head is plain
 _HEADERS_MAX: Final = 100
 _END: Final = b"\r\n\r\n"
+_BEGINNING: Final = re.compile(rb"(?:\r\n)*\r?(?:[A-Z-]*\Z|[A-Z-]+ )")
+_NEVER: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n")
 # Whoever sends one of these wants more than a plain reply, or has a body to follow.
 _NOT_PLAIN: Final = frozenset(
     (
@@ -82,9 +85,15 @@ class _Tags:
         return [("If-None-Match", value) for value in self._values]
 
 
-def is_whole(received: bytes) -> bool:
-    """Tell whether a request head has arrived to its end."""
-    return _END in received
+def is_partial(received: bytes) -> bool:
+    """Tell whether the rest of a request head may still come: what is whole, or can never become a
+    request that anybody understands, is not waited for."""
+    return (
+        len(received) <= HEAD_BYTES_MAX
+        and _END not in received
+        and _BEGINNING.match(received) is not None
+        and _NEVER.search(received) is None
+    )
 
 
 def parse_plain(received: bytes, prefix: str) -> Plain | Refusal | None:
@@ -129,22 +138,22 @@ def _parse(received: bytes, prefix: str) -> Plain | Refusal | None:
 def _fields(headers: list[tuple[bytes, bytes]]) -> tuple[bool, tuple[str, ...]] | None:
     """Return whether the connection stays, and If-None-Match; None if a header is not plain."""
     keep_alive = True
-    hosts = connections = 0
+    seen: set[bytes] = set()
     tags: list[str] = []
     if len(headers) > _HEADERS_MAX:
         return None
     for name, value in headers:
-        if name in _NOT_PLAIN:
-            return None
-        if name == b"host":
-            hosts += 1
-        elif name == b"connection":
-            connections += 1
-            if value.lower() not in (b"keep-alive", b"close"):
-                return None
-            keep_alive = value.lower() == b"keep-alive"
-        elif name == b"if-none-match":
+        if name == b"if-none-match":
             if not value.isascii():
                 return None
             tags.append(value.decode("ascii"))
-    return (keep_alive, tuple(tags)) if hosts == 1 and connections <= 1 else None
+            continue
+        # Many may not be given twice, and what a server makes of it differs.
+        if name in _NOT_PLAIN or name in seen:
+            return None
+        seen.add(name)
+        if name == b"connection":
+            if value.lower() not in (b"keep-alive", b"close"):
+                return None
+            keep_alive = value.lower() == b"keep-alive"
+    return (keep_alive, tuple(tags)) if b"host" in seen else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edge.plain import HEAD_BYTES_MAX, Plain, Refusal, is_whole, parse_plain
+from edge.plain import HEAD_BYTES_MAX, Plain, Refusal, is_partial, parse_plain
 from shared.protocol.request import Live, Read
 
 PREFIX = "/v1/stream/"
@@ -95,6 +95,7 @@ def test_plain_read_that_the_protocol_refuses_is_refused_here(target: str, code:
         ),
         pytest.param(head(host=""), id="no-host"),
         pytest.param(head("/v1/stream/a", "Host: y"), id="two-hosts"),
+        pytest.param(head("/v1/stream/a", "User-Agent: a", "user-agent: a"), id="any-field-twice"),
         pytest.param(head("/v1/stream/a", "If-None-Match: \xff"), id="tag-not-ascii"),
         pytest.param(head("http://x/v1/stream/a"), id="absolute-target"),
         pytest.param(head("/v1/stream/a#b"), id="fragment"),
@@ -110,8 +111,28 @@ def test_anything_else_is_left_to_others(received: bytes) -> None:
     assert parse_plain(received, PREFIX) is None
 
 
-def test_head_is_whole_once_its_empty_line_is_there() -> None:
+def test_head_is_partial_until_its_empty_line_is_there() -> None:
     whole = head()
 
-    assert not any(is_whole(whole[:end]) for end in range(len(whole)))
-    assert is_whole(whole)
+    assert all(is_partial(whole[:end]) for end in range(len(whole)))
+    assert all(is_partial((b"\r\n" + whole)[:end]) for end in range(len(whole)))
+    assert not is_partial(whole)
+    assert not is_partial(whole + b"x")
+    assert not is_partial(head("/v1/stream/a", "X: " + "y" * HEAD_BYTES_MAX)[:-2])
+
+
+@pytest.mark.parametrize(
+    "received",
+    [
+        b"get ",
+        b"G@T",
+        b"GET\r\n/",
+        b"\n",
+        b"GET /\n",
+        b"GET /\x00",
+        b"\x16\x03\x01",
+        b"PUT / H\x7f",
+    ],
+)
+def test_what_can_never_become_a_request_is_not_partial(received: bytes) -> None:
+    assert not is_partial(received)
