@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -58,7 +59,7 @@ class Served:
         async with self.session.request(
             method,
             f"http://127.0.0.1:{self.lane_port}{PREFIX}{path}",
-            data=body or None,
+            data=io.BytesIO(body) if body else None,
             headers={name.replace("_", "-"): value for name, value in headers.items()},
         ) as reply:
             assert reply.status < 300, (reply.status, await reply.text())
