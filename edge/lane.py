@@ -407,7 +407,7 @@ class Lane:
             if self._outbox.send(fd, parts, self._clock.monotonic_s()):
                 self._sent(fd)
             else:
-                self._listen_to(fd)
+                self._await_room(fd)
         except OSError:
             self.close(fd)
 
@@ -435,7 +435,9 @@ class Lane:
         else:
             self._seats.state[fd] = seats.CATCHING_UP
             self._catching_up[fd] = (plain, chunk.next)
-        if not sent or self._seats.state[fd] == seats.CATCHING_UP:
+        if not sent:
+            self._await_room(fd)
+        elif self._seats.state[fd] == seats.CATCHING_UP:
             self._listen_to(fd)
 
     def _end_stream(self, fd: int) -> None:
@@ -492,7 +494,14 @@ class Lane:
         if keep_alive is not None:
             self._seats.state[fd] = seats.SENDING if keep_alive else seats.LEAVING
             self._seats.wait_until(fd, NEVER)
-        self._listen_to(fd)
+        self._await_room(fd)
+
+    def _await_room(self, fd: int) -> None:
+        """Wait until the kernel takes more of what a reader has to get, if that may be held."""
+        if self._outbox.is_overfull:
+            self.close(fd, "memory")
+        else:
+            self._listen_to(fd)
 
     def close(self, fd: int, reason: str | None = None) -> None:
         """Close a connection, whatever it waits for."""
