@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import re
@@ -17,7 +18,7 @@ from edge.outbox import Outbox
 from edge.plain import Plain, Refusal, parse_plain
 from edge.source import EdgeSource
 from edge.upstream import Refused
-from shared import metrics
+from shared import metrics, web
 from shared.protocol.chunk import Chunk
 from tests.edge.served import Served, asking, run, served, until
 
@@ -277,6 +278,42 @@ def test_connection_that_is_idle_is_closed_after_its_time() -> None:
     run(story)
 
 
+def test_connection_that_is_idle_at_aiohttp_is_closed_after_the_same_time() -> None:
+    async def story() -> None:
+        async with served(keepalive_timeout_s=0.2, header_timeout_s=300) as here:
+            await here.create("s")
+            line = await here.connect()
+            await line.ask("s", method="POST", body=b"x")
+            assert (await line.reply()).status == 204
+            await line.ended()
+            line.close()
+
+    run(story)
+
+
+def test_body_that_does_not_go_on_gets_408(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "_SILENCE_S", 0.2)
+
+    async def story() -> None:
+        async with served() as here:
+            await here.create("s", b"before")
+            for framing in ("Content-Length: 100", "Transfer-Encoding: chunked"):
+                line = await here.connect()
+                await line.ask("s", framing, "Content-Type: text/plain", method="POST")
+                for _ in range(30):  # slowly, but it goes on
+                    await line.send(b"1\r\nx\r\n" if "chunked" in framing else b"x")
+                    await asyncio.sleep(0.01)
+                answer = await line.reply()
+                assert (answer.status, answer.header("connection")) == (408, "close")
+                line.close()
+            line = await here.connect()
+            await line.ask("s?offset=-1")
+            assert (await line.reply()).body == b"before"
+            line.close()
+
+    run(story)
+
+
 def test_connection_that_a_peer_left_without_a_word_is_found_out() -> None:
     async def story() -> None:
         async with served() as here:
@@ -462,6 +499,35 @@ def test_crowd_that_says_nothing_over_the_limit_is_let_rest_and_never_spun_for()
             for line in lines:
                 line.close()
             await until(lambda: here.lane.connections == 0)
+
+    run(story)
+
+
+def test_process_without_descriptors_tries_again_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Exhausted(socket.socket):
+        tries = 0
+
+        def accept(self) -> tuple[socket.socket, object]:
+            Exhausted.tries += 1
+            if Exhausted.tries < 4:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return super().accept()
+
+    async def story() -> None:
+        async with served() as here:
+            await here.create("s", b"data")
+            ((number, listening),) = here.lane._listening.items()
+            here.lane._listening[number] = Exhausted(fileno=listening.detach())
+            line = await here.connect()
+            await line.ask("s?offset=-1")
+            turns = 0
+            while Exhausted.tries < 3:
+                await asyncio.sleep(0.01)
+                turns += 1
+            assert turns > 5  # each waits for a sweep
+            assert (await line.reply()).body == b"data"
+            assert Exhausted.tries <= 5  # the last finds nobody else
+            line.close()
 
     run(story)
 

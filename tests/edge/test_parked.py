@@ -573,6 +573,69 @@ async def test_number_of_groups_holds_up_no_turn_and_holds_no_payload_each() -> 
         assert {fd for fd, _ in here.done} == set(readers)
 
 
+# --- anything at all -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(25))
+async def test_every_reader_gets_every_byte_once_whatever_happens(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parked_module, "_SLICE", 3)
+    chance = random.Random(seed)
+    async with room(b"one") as here:
+        upstream = here.here.upstream
+        streams: dict[int, tuple[int, bytearray]] = {}  # where they began, and what they have
+        polls: dict[int, tuple[int, bytearray]] = {}
+
+        def read() -> None:
+            for fd, (_, got) in [*streams.items(), *polls.items()]:
+                got += here.got(fd)
+
+        for step in range(200):
+            match chance.randrange(12):
+                case 0 | 1 | 2:
+                    place = len(upstream.data)
+                    fd = await here.stream(token(place))
+                    streams[fd] = (place, bytearray())
+                case 3 | 4:
+                    place = len(upstream.data)
+                    fd = await here.poll(token(place), cursor=chance.choice(["1", "9" * 12]))
+                    polls[fd] = (place, bytearray())
+                case 5 | 6:
+                    here.wake(b"<%d>" % step)
+                case 7:
+                    here.here.wake(replace(here.here.append(b"(%d)" % step), payload=None))
+                case 8:
+                    here.here.append(b"[%d]" % step)  # its wake is lost
+                case 9:
+                    here.here.clock.turn(20)
+                    await here.parked.send_heartbeats(15)
+                case 10 if streams or polls:
+                    fd = chance.choice([*streams, *polls])
+                    streams.pop(fd, None)
+                    if polls.pop(fd, None) is None or here.seats.party[fd] is not None:
+                        here.leave(fd)
+                case _:
+                    await turn(chance.randrange(6))
+            read()
+        here.wake(b"last")
+        while not all(b"last" in got for _, got in streams.values()):
+            await here.settle()
+            read()
+        for place, got in streams.values():
+            assert b"".join(heard(bytes(got))) == upstream.data[place:]
+        for place, got in polls.values():
+            head, _, body = bytes(got).partition(b"\r\n\r\n")
+            assert head.count(b"HTTP/1.1 200 OK") == 1
+            assert body
+            assert upstream.data[place:].startswith(body)
+        assert here.parked.polls == 0
+        assert here.parked.streams == len(streams)
+        for fd in streams:
+            here.leave(fd)
+        assert here.parked._crowds == {}
+
+
 # --- slow readers --------------------------------------------------------------------------------
 
 

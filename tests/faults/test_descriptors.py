@@ -1,0 +1,67 @@
+"""No descriptor is left: whoever waits goes on waiting, who comes waits to be let in, none is
+reset."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import socket
+from pathlib import Path
+
+from tests.edge.served import Line, asking, until
+from tests.faults.ledger import session
+from tests.http.api import Server
+from tests.service import Service
+
+WAITING, COMING = 20, 30
+PORTS = ("--port", "0", "--admin-port", "0", "--drain-s", "0.1")
+
+
+def descriptors(pid: int) -> list[int]:
+    return [int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()]
+
+
+async def connect(url: str) -> Line:
+    host, _, port = url.removeprefix("http://").partition(":")
+    sock = socket.socket()
+    sock.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(sock, (host, int(port)))
+    return Line(sock)
+
+
+async def test_edge_without_descriptors_serves_who_waits_and_recovers_by_itself(
+    tmp_path: Path,
+) -> None:
+    origin_flags = ["origin", *PORTS, "--data-dir", str(tmp_path)]
+    async with await asyncio.to_thread(Service.start, origin_flags) as origin, session() as client:
+        edge_flags = ["edge", *PORTS, "--upstream", origin.url]
+        async with await asyncio.to_thread(Service.start, edge_flags) as edge:
+            stream = Server(origin.url, client).stream("s")
+            tail = (await stream.put()).next
+            before = len(descriptors(edge.pid))
+            waiting = [await connect(edge.url) for _ in range(WAITING)]
+            for line in waiting:
+                await line.ask(f"s?offset={tail}&live=long-poll")
+            await until(lambda: len(descriptors(edge.pid)) >= before + WAITING)
+            # Two rounds: what was opened on the way is open after the first.
+            for turn in range(2):
+                _, hard = resource.prlimit(edge.pid, resource.RLIMIT_NOFILE)
+                limit = max(descriptors(edge.pid)) + 1
+                resource.prlimit(edge.pid, resource.RLIMIT_NOFILE, (limit, hard))
+                coming = [await connect(edge.url) for _ in range(COMING)]
+                for line in coming:
+                    await line.send(asking("s?offset=-1"))
+                told = edge.stderr().count("cannot accept")
+                await until(lambda told=told: edge.stderr().count("cannot accept") > told)  # type: ignore[misc]
+                tail = (await stream.post(b"<%d>" % turn)).next
+                for line in waiting:
+                    assert (await line.reply()).body == b"<%d>" % turn
+                    await line.ask(f"s?offset={tail}&live=long-poll")
+                resource.prlimit(edge.pid, resource.RLIMIT_NOFILE, (hard, hard))
+                for line in coming:
+                    assert (await line.reply()).status == 200
+                    line.close()
+            await stream.close()
+            for line in waiting:
+                assert (await line.reply()).status == 204
+                line.close()
