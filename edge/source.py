@@ -9,7 +9,7 @@ from edge.tails import Tails
 from edge.upstream import Refused, Upstream
 from shared import metrics
 from shared.clock import Clock
-from shared.protocol import names
+from shared.protocol import caching, names
 from shared.protocol.chunk import Chunk
 from shared.protocol.offset import ZERO_TOKEN
 
@@ -94,7 +94,9 @@ class EdgeSource:
         self._chunks.drop(path)
 
     def _keep(self, path: str, offset: str, chunk: Chunk, asked_s: float) -> None:
-        if offset not in _SENTINELS and (chunk.closed or "immutable" in chunk.cache_control):
+        if offset in _SENTINELS or chunk.cache_control == caching.NO_STORE:
+            return  # as are those that were made for live readers, who are told something else
+        if chunk.closed or "immutable" in chunk.cache_control:
             self._chunks.put(path, offset, chunk, asked_s)
 
     async def _await_news(self, tail: Tail, offset: str) -> Chunk:
