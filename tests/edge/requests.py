@@ -153,8 +153,8 @@ class Generator:
         # What aiohttp says of a good request that a bad one follows, or of what follows a
         # `Connection: close`, depends on how the bytes were cut.
         asked = tuple(chance.choice((self.plain, self.odd))() for _ in range(2 * count))
-        asked = tuple(one for one in asked if one.stays) or (self.plain(),)
-        return Dialogue(asked, cuts, pipelined=True)
+        asked = tuple(one for one in asked if one.stays)
+        return Dialogue(asked, cuts, pipelined=True) if asked else self.dialogue()
 
     # --- plain ones ------------------------------------------------------------------------------
 
