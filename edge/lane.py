@@ -532,7 +532,10 @@ class Lane:
                 self.close(fd, "stalled")
             for number, fd in enumerate(self._seats.due(now_s), 1):
                 if self._seats.due_s[fd] <= now_s:  # not if it moved during a pause
-                    self._expire(fd)
+                    try:
+                        self._expire(fd)
+                    except Exception as error:
+                        self._break_off(fd, error)
                 if number % _SWEEP_WRITES == 0:
                     await asyncio.sleep(0)
             waiting = [self._parked.polls, self._parked.streams]

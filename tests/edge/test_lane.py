@@ -20,7 +20,7 @@ from edge.source import EdgeSource
 from edge.upstream import Refused
 from shared import metrics, web
 from shared.protocol.chunk import Chunk
-from tests.edge.served import Served, asking, run, served, until
+from tests.edge.served import Ended, Served, asking, run, served, until
 
 OPTIONS = (
     *("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_NODELAY"),
@@ -147,6 +147,39 @@ def test_connection_whose_request_makes_us_fail_is_closed_and_others_are_answere
         run(story)
     assert {record.message for record in caplog.records} == {"unexpected error"}
     assert len(caplog.records) == 30
+
+
+def test_deadline_at_which_we_fail_is_the_end_of_no_other(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        async with served(long_poll_timeout_s=0.1) as here:
+            tail = await here.create("s")
+            lines = [await here.connect() for _ in range(10)]
+            time_out, fails = here.lane._time_out, iter([True])
+
+            def fail_once(fd: int, plain: Plain, chunk: Chunk) -> None:
+                assert not next(fails, False)
+                time_out(fd, plain, chunk)
+
+            monkeypatch.setattr(here.lane, "_time_out", fail_once)
+            for _ in range(2):
+                statuses = []
+                for line in lines:
+                    await line.ask(f"s?offset={tail}&live=long-poll")
+                for line in list(lines):
+                    try:
+                        statuses.append((await line.reply()).status)
+                    except Ended:
+                        lines.remove(line)
+                        line.close()
+                assert statuses == [204] * 9
+            for line in lines:
+                line.close()
+
+    with caplog.at_level(logging.ERROR):
+        run(story)
+    assert len(caplog.records) == 1
 
 
 def test_refusal_with_a_status_that_has_no_name_reaches_all_who_asked(
