@@ -142,8 +142,10 @@ class Tail:
             if not at_tail:
                 return False  # somewhere in the middle: it says nothing of the tail
             self.state = seen
-            if not chunk.empty and offset not in SENTINELS:
+            whole = caching.etag(offset, chunk.next, closed=False)
+            if not chunk.empty and chunk.etag == whole:
                 # Others may have asked at the same place meanwhile, as edges behind a shield do.
+                # Only what begins just there would be the same reply once more.
                 self._recent.keep(self._keeper, offset, Piece(chunk.next, chunk.body))
             self._tell()
             return self.behind

@@ -19,7 +19,7 @@ from origin.reads import Reads
 from origin.streams import Streams
 from shared import metrics, wire
 from shared.clock import Clock
-from shared.plain import HEAD_BYTES_MAX, Plain, PlainAppend, Refusal, parse_head
+from shared.plain import Plain, PlainAppend, Refusal, is_partial, parse_head
 from shared.protocol import reply
 from shared.protocol.append import Accepted, Append, Unchanged
 from shared.protocol.caching import CachePolicy
@@ -249,7 +249,7 @@ class Connection(asyncio.Protocol):
         while at < len(data) and not self._is_blocked():
             end = data.find(_END, at) + len(_END)
             if end < len(_END):
-                if len(data) - at <= HEAD_BYTES_MAX:
+                if is_partial(data[at:]):
                     break
                 end = len(data)  # no head of ours
             found = parse_head(data[at:end], lane.prefix)

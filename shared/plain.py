@@ -17,6 +17,8 @@ HEAD_BYTES_MAX: Final = 8190  # what aiohttp takes in one line: no longer head i
 _HEADERS_MAX: Final = 100
 _END: Final = b"\r\n\r\n"
 _LENGTH: Final = re.compile(rb"[0-9]{1,9}")
+_BEGINNING: Final = re.compile(rb"(?:\r\n)*\r?(?:[A-Z-]*\Z|[A-Z-]+ )")
+_NEVER: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n")
 # Whoever sends one of these wants more than a plain reply, or frames its body in another way.
 _NOT_PLAIN: Final = frozenset(
     (
@@ -31,6 +33,7 @@ _NOT_PLAIN: Final = frozenset(
         b"http2-settings",
     )
 )
+_RULED: Final = (b"if-", b"content-", b"stream-", b"producer-")  # headers that rules look at
 # What is different in every append of a producer: heads that have it are not kept.
 _COUNTED: Final = (b"-Seq:", b"-seq:")
 
@@ -100,9 +103,15 @@ class _Headers:
         return self._fields
 
 
-def is_whole(received: bytes) -> bool:
-    """Tell whether a request head has arrived to its end."""
-    return _END in received
+def is_partial(received: bytes) -> bool:
+    """Tell whether the rest of a request head may still come: what is whole, or can never become a
+    request that anybody understands, is not waited for."""
+    return (
+        len(received) <= HEAD_BYTES_MAX
+        and _END not in received
+        and _BEGINNING.match(received) is not None
+        and _NEVER.search(received) is None
+    )
 
 
 def parse_plain(received: bytes, prefix: str) -> Plain | Refusal | None:
@@ -128,8 +137,8 @@ def parse_head(head: bytes, prefix: str) -> Plain | PlainAppend | Refusal | None
     """
     if len(head) > HEAD_BYTES_MAX or not head.startswith((b"GET /", b"POST /")):
         return None
-    # Control characters, odd spaces and other alphabets are where two parsers may differ.
-    if head.count(b"\n") != head.count(b"\r\n") or not head.isascii():
+    # Control characters and odd spaces are where two parsers may differ.
+    if head.count(b"\n") != head.count(b"\r\n"):
         return None
     if any(mark in head for mark in _COUNTED):
         return _parse(head, prefix)
@@ -143,9 +152,10 @@ def _parse(head: bytes, prefix: str) -> Plain | PlainAppend | Refusal | None:
         parser.feed_data(head)
     except (httptools.HttpParserError, httptools.HttpParserUpgrade):
         return None
-    if parser.get_http_version() != "1.1" or b"#" in found.target:
+    target = found.target
+    if parser.get_http_version() != "1.1" or b"#" in target or not target.isascii():
         return None
-    if len(found.headers) > _HEADERS_MAX or not found.target.startswith(prefix.encode()):
+    if len(found.headers) > _HEADERS_MAX or not target.startswith(prefix.encode()):
         return None
     framing = _framing(found.headers)
     if framing is None:
@@ -154,8 +164,13 @@ def _parse(head: bytes, prefix: str) -> Plain | PlainAppend | Refusal | None:
     reads = head.startswith(b"GET")
     if (size is not None) == reads or (reads and not found.complete):
         return None
-    fields = [(name.decode(), value.decode()) for name, value in found.headers]
-    path, _, query = found.target.decode().partition("?")
+    fields = []
+    for field, value in found.headers:
+        if value.isascii():
+            fields.append((field.decode(), value.decode()))
+        elif field.startswith(_RULED):  # other alphabets are another place where they may differ
+            return None
+    path, _, query = target.decode().partition("?")
     try:
         name = parse_path(path, prefix)
         if size is None:
@@ -178,19 +193,20 @@ def _framing(headers: list[tuple[bytes, bytes]]) -> tuple[bool, int | None] | No
     header is not plain."""
     keep_alive = True
     size: int | None = None
-    hosts = connections = 0
+    seen: set[bytes] = set()
     for name, value in headers:
-        if name in _NOT_PLAIN:
+        if name == b"if-none-match":
+            continue
+        # Many may not be given twice, and what a server makes of it differs.
+        if name in _NOT_PLAIN or name in seen:
             return None
-        if name == b"host":
-            hosts += 1
-        elif name == b"connection":
-            connections += 1
+        seen.add(name)
+        if name == b"connection":
             if value.lower() not in (b"keep-alive", b"close"):
                 return None
             keep_alive = value.lower() == b"keep-alive"
         elif name == b"content-length":
-            if size is not None or _LENGTH.fullmatch(value) is None:
+            if _LENGTH.fullmatch(value) is None:
                 return None
             size = int(value)
-    return (keep_alive, size) if hosts == 1 and connections <= 1 else None
+    return (keep_alive, size) if b"host" in seen else None

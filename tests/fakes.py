@@ -101,7 +101,8 @@ class ScriptedUpstream:
 
     def chunk(self, offset: str) -> Chunk:
         """Return what a server says at an offset."""
-        start = 0 if offset == "-1" else int(offset.partition("_")[2])
+        named = {"-1": 0, "now": len(self.data)}
+        start = named[offset] if offset in named else int(offset.partition("_")[2])
         end = min(len(self.data), (start // self.chunk_bytes + 1) * self.chunk_bytes)
         start = min(start, end)
         at_tail = end == len(self.data)

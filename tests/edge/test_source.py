@@ -68,6 +68,17 @@ async def test_chunk_that_reaches_the_tail_is_never_kept() -> None:
         assert (await here.source.read(PATH, token(CHUNK))).body == last + b"more"
 
 
+async def test_end_that_live_readers_were_told_is_not_what_a_cache_is_told_of_it() -> None:
+    """A chunk that is made for live readers says nothing of how long a read may be kept."""
+    async with edge(b"one") as here:
+        here.upstream.closed = True
+        # Whoever comes during the first read gets what it has found out.
+        joined = await asyncio.gather(*(here.source.join(PATH, token(3)) for _ in range(3)))
+        assert all(chunk.closed for chunk in joined)
+        read = await here.source.read(PATH, token(3))
+        assert (read.closed, read.cache_control) == (True, "public, max-age=1")
+
+
 async def test_readers_at_once_share_a_read_that_started_after_they_came() -> None:
     async with edge(b"one") as here:
         here.upstream.gate.clear()

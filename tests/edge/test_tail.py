@@ -1,6 +1,7 @@
 """What one tail believes: it only moves forward, and what it says of the end is whole."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -63,8 +64,18 @@ def test_empty_answer_is_the_tail_even_where_it_does_not_say_so() -> None:
 
 def test_first_answer_is_there_for_others_who_ask_at_its_place() -> None:
     tail = Tail("s", Recent())
-    tail.on_read(token(3), chunk(token(5), b"45"))
+    whole = replace(chunk(token(5), b"45"), etag=f'"{token(3)}:{token(5)}"')
+    tail.on_read(token(3), whole)
     assert said(tail, token(3)) == (b"45", token(5), True, False)
+
+
+@pytest.mark.parametrize(
+    "tag", [f'"{token(2)}:{token(5)}"', f'"{token(3)}:{token(5)}:t"', '"x"', None]
+)
+def test_first_answer_that_is_more_than_it_seems_is_asked_for_anew(tag: str | None) -> None:
+    tail = Tail("s", Recent())
+    tail.on_read(token(3), replace(chunk(token(5), b"45"), etag=tag))
+    assert tail.after(token(3)) is None
 
 
 @pytest.mark.parametrize("start", ["-1", "now", ZERO_TOKEN])

@@ -9,7 +9,7 @@ from shared.plain import (
     Plain,
     PlainAppend,
     Refusal,
-    is_whole,
+    is_partial,
     parse_head,
     parse_plain,
 )
@@ -105,6 +105,7 @@ def test_plain_read_that_the_protocol_refuses_is_refused_here(target: str, code:
         ),
         pytest.param(head(host=""), id="no-host"),
         pytest.param(head("/v1/stream/a", "Host: y"), id="two-hosts"),
+        pytest.param(head("/v1/stream/a", "User-Agent: a", "user-agent: a"), id="any-field-twice"),
         pytest.param(head("/v1/stream/a", "If-None-Match: \xff"), id="tag-not-ascii"),
         pytest.param(head("http://x/v1/stream/a"), id="absolute-target"),
         pytest.param(head("/v1/stream/a#b"), id="fragment"),
@@ -120,11 +121,31 @@ def test_anything_else_is_left_to_others(received: bytes) -> None:
     assert parse_plain(received, PREFIX) is None
 
 
-def test_head_is_whole_once_its_empty_line_is_there() -> None:
+def test_head_is_partial_until_its_empty_line_is_there() -> None:
     whole = head()
 
-    assert not any(is_whole(whole[:end]) for end in range(len(whole)))
-    assert is_whole(whole)
+    assert all(is_partial(whole[:end]) for end in range(len(whole)))
+    assert all(is_partial((b"\r\n" + whole)[:end]) for end in range(len(whole)))
+    assert not is_partial(whole)
+    assert not is_partial(whole + b"x")
+    assert not is_partial(head("/v1/stream/a", "X: " + "y" * HEAD_BYTES_MAX)[:-2])
+
+
+@pytest.mark.parametrize(
+    "received",
+    [
+        b"get ",
+        b"G@T",
+        b"GET\r\n/",
+        b"\n",
+        b"GET /\n",
+        b"GET /\x00",
+        b"\x16\x03\x01",
+        b"PUT / H\x7f",
+    ],
+)
+def test_what_can_never_become_a_request_is_not_partial(received: bytes) -> None:
+    assert not is_partial(received)
 
 
 # --- appends -------------------------------------------------------------------------------------
@@ -181,6 +202,7 @@ def test_plain_append_is_understood(received: bytes, expected: PlainAppend) -> N
         pytest.param(append_head(5, "Content-Encoding: gzip"), id="encoded"),
         pytest.param(b"POST /v1/stream/a HTTP/1.1\r\nHost: x\r\n\r\n", id="no-length"),
         pytest.param(append_head(5, "Host: y"), id="two-hosts"),
+        pytest.param(append_head(5, *2 * ["Stream-Closed: true"]), id="any-field-twice"),
         pytest.param(append_head(5).replace(b"HTTP/1.1", b"HTTP/1.0"), id="http-1.0"),
         pytest.param(append_head(5).replace(b"POST", b"PUT"), id="put"),
         pytest.param(append_head(5, "Stream-Seq: ä"), id="other-alphabets"),
@@ -198,7 +220,6 @@ def test_append_that_is_not_plain_is_left_to_others(received: bytes) -> None:
         (("Producer-Id: p",), "bad_request"),
         (("Stream-Seq: ",), "bad_request"),
         (("Content-Type: nonsense",), "bad_request"),
-        (("Stream-Closed: true", "Stream-Closed: true"), "bad_request"),
     ],
 )
 def test_append_that_the_protocol_refuses_is_refused_with_its_body(
