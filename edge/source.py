@@ -9,7 +9,7 @@ from edge.tails import Tails
 from edge.upstream import Refused, Upstream
 from shared import metrics
 from shared.clock import Clock
-from shared.protocol import caching
+from shared.protocol import caching, names
 from shared.protocol.chunk import Chunk
 
 # How long a kept chunk is served on the word of its last read, where no wake would tell of a
@@ -95,9 +95,14 @@ class EdgeSource:
         self._chunks.drop(path)
 
     def _keep(self, path: str, offset: str, chunk: Chunk, asked_s: float) -> None:
-        if offset in SENTINELS or chunk.cache_control == caching.NO_STORE:
+        if chunk.cache_control == caching.NO_STORE:
             return  # as are those that were made for live readers, who are told something else
-        if chunk.closed or "immutable" in chunk.cache_control:
+        if offset in SENTINELS:
+            # The path may be another stream's by now: it is asked about each time, and not sent
+            # anew while the tag is the same.
+            if offset != names.NOW and (chunk.closed or not chunk.at_tail):
+                self._chunks.put(path, offset, chunk, float("-inf"))
+        elif chunk.closed or "immutable" in chunk.cache_control:
             self._chunks.put(path, offset, chunk, asked_s)
 
     async def _await_news(self, tail: Tail, offset: str) -> Chunk:

@@ -121,6 +121,24 @@ async def test_last_wake_lost_is_found_once_nothing_was_heard_for_a_long_poll() 
         assert here.upstream.reads == 1
 
 
+async def test_of_many_quiet_streams_only_some_are_looked_at_at_once() -> None:
+    async with edge(DATA) as here:
+        held = []
+        for number in range(600):
+            with here.tails.using(f"quiet-{number}") as tail:
+                await here.tails.follow(tail)
+                await here.tails.read(tail, "-1")
+                here.tails.hold(tail.path)
+                held.append(tail)
+        here.upstream.asked.clear()
+        here.clock.turn(20.5)
+        await until(lambda: here.upstream.reads)
+        await turn()
+        assert here.upstream.reads <= tails._CONFIRMS_AT_ONCE
+        await until(lambda: here.upstream.reads >= 3 * tails._CONFIRMS_AT_ONCE)
+        assert here.upstream.reads < len(held)
+
+
 async def test_reordered_wakes_end_in_the_same_bytes() -> None:
     async with edge(DATA) as here:
         readers = await start_readers(here, 3)
