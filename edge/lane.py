@@ -117,8 +117,8 @@ class Lane:
         self._received: dict[int, bytes] = {}  # what has come of a next request
         self._catching_up: dict[int, tuple[Plain, str]] = {}  # and from which offset on
         self._gatherings: dict[tuple[str, str, bool], _Gathering] = {}  # not begun yet
-        self._backlog: deque[_Gathering] = deque()  # the same, in order
-        self._reads = 0  # under way
+        self._backlog: deque[_Gathering] = deque()  # of them, in order, all that may begin
+        self._reading: set[tuple[str, str, bool]] = set()  # keys of those that have begun
         self._tasks: set[asyncio.Task[None]] = set()
         self._turned_away: set[int] = set()
         self._leave_by_s = NEVER  # once draining: nobody waits any longer
@@ -346,9 +346,10 @@ class Lane:
         gathering = self._gatherings.get(key)
         if gathering is None:
             gathering = self._gatherings[key] = _Gathering(key, self._clock.monotonic_s())
-            self._backlog.append(gathering)
-            self._read_next()
-        else:
+            if key not in self._reading:  # else it begins when that ends
+                self._backlog.append(gathering)
+                self._read_next()
+        if gathering.asked or key in self._reading:
             metrics.COALESCED.inc()
         self._seats.state[fd] = seats.ASKED
         if fd not in self._catching_up:
@@ -357,9 +358,10 @@ class Lane:
         gathering.asked.append(plain)
 
     def _read_next(self) -> None:
-        while self._backlog and self._reads < _READS_AT_ONCE:
-            self._reads += 1
-            self._spawn(self._gather(self._backlog.popleft()))
+        while self._backlog and len(self._reading) < _READS_AT_ONCE:
+            gathering = self._backlog.popleft()
+            self._reading.add(gathering.key)
+            self._spawn(self._gather(gathering))
 
     async def _gather(self, gathering: _Gathering) -> None:
         # Whoever comes from now on may know of more than this read finds.
@@ -375,7 +377,10 @@ class Lane:
         except Exception as error:
             refusal = failure(error)
         finally:
-            self._reads -= 1
+            self._reading.discard(gathering.key)
+            following = self._gatherings.get(gathering.key)
+            if following is not None:
+                self._backlog.append(following)
             self._read_next()
         for given, (place, fd) in enumerate(self._seats.places(gathering), 1):
             plain = gathering.asked[place]
