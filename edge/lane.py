@@ -12,20 +12,21 @@ import os
 import random
 import select
 import socket
+from collections import deque
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-from edge import seats, wire
+from edge import seats
 from edge.outbox import Outbox
 from edge.parked import Group, Parked
-from edge.plain import HEAD_BYTES_MAX, Plain, is_partial, parse_plain
 from edge.seats import NEVER, Party, Seats
 from edge.source import EdgeSource
 from edge.tails import Tails
-from shared import metrics
+from shared import metrics, wire
 from shared.clock import Clock
+from shared.plain import HEAD_BYTES_MAX, Plain, is_partial, parse_plain
 from shared.protocol import reply, sse
 from shared.protocol.caching import CachePolicy
 from shared.protocol.chunk import Chunk
@@ -54,17 +55,22 @@ _COPY_BYTES: Final = 16 * 1024
 _TURNED_AWAY_MAX: Final = 128
 _TURNED_AWAY_S: Final = 1.0
 _LINGER_S: Final = 1.0  # how long a peer may take to close after us (RFC 9112 §9.6)
+# Reads for readers at once: enough that an upstream has always more to do. A task for each stream
+# whose reader comes, where 20,000 come together, would leave 5 KB of holes for each.
+_READS_AT_ONCE: Final = 128
+_PATIENCE_S: Final = 30.0  # what has waited longer for its turn is refused: who asked has left
 _RETRY_S: Final = (1, 10)  # those who are turned away come back over this long
 
 
 class _Gathering(Party):
     """Readers who asked for the same chunk before the read of it began."""
 
-    __slots__ = ("asked", "key")
+    __slots__ = ("asked", "key", "since_s")
 
-    def __init__(self, key: tuple[str, str, bool]) -> None:
+    def __init__(self, key: tuple[str, str, bool], since_s: float) -> None:
         super().__init__()
         self.key = key
+        self.since_s = since_s
         self.asked: list[Plain] = []  # of the member at the same place
 
 
@@ -111,6 +117,8 @@ class Lane:
         self._received: dict[int, bytes] = {}  # what has come of a next request
         self._catching_up: dict[int, tuple[Plain, str]] = {}  # and from which offset on
         self._gatherings: dict[tuple[str, str, bool], _Gathering] = {}  # not begun yet
+        self._backlog: deque[_Gathering] = deque()  # the same, in order
+        self._reads = 0  # under way
         self._tasks: set[asyncio.Task[None]] = set()
         self._turned_away: set[int] = set()
         self._leave_by_s = NEVER  # once draining: nobody waits any longer
@@ -337,8 +345,9 @@ class Lane:
         key = (plain.path, offset, live)
         gathering = self._gatherings.get(key)
         if gathering is None:
-            gathering = self._gatherings[key] = _Gathering(key)
-            self._spawn(self._gather(gathering))
+            gathering = self._gatherings[key] = _Gathering(key, self._clock.monotonic_s())
+            self._backlog.append(gathering)
+            self._read_next()
         else:
             metrics.COALESCED.inc()
         self._seats.state[fd] = seats.ASKED
@@ -347,16 +356,27 @@ class Lane:
         self._seats.join(fd, gathering)
         gathering.asked.append(plain)
 
+    def _read_next(self) -> None:
+        while self._backlog and self._reads < _READS_AT_ONCE:
+            self._reads += 1
+            self._spawn(self._gather(self._backlog.popleft()))
+
     async def _gather(self, gathering: _Gathering) -> None:
         # Whoever comes from now on may know of more than this read finds.
         del self._gatherings[gathering.key]
         path, offset, live = gathering.key
         chunk: Chunk | None = None
         try:
-            read = self._source.join if live else self._source.read
-            chunk = await read(path, offset)
+            if self._clock.monotonic_s() - gathering.since_s > _PATIENCE_S:
+                raise Unavailable("too many reads of the upstream are under way")
+            if gathering.count:
+                read = self._source.join if live else self._source.read
+                chunk = await read(path, offset)
         except Exception as error:
             refusal = failure(error)
+        finally:
+            self._reads -= 1
+            self._read_next()
         for given, (place, fd) in enumerate(self._seats.places(gathering), 1):
             plain = gathering.asked[place]
             self._seats.leave(fd)

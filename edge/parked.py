@@ -10,15 +10,14 @@ import random
 from collections import deque
 from typing import Final, Protocol
 
-from edge import wire
 from edge.outbox import Outbox
-from edge.plain import Plain
 from edge.seats import Party, Seats
 from edge.source import EdgeSource
 from edge.tail import Tail
 from edge.tails import Tails
-from shared import metrics
+from shared import metrics, wire
 from shared.clock import Clock
+from shared.plain import Plain
 from shared.protocol import names, reply, sse
 from shared.protocol.caching import CachePolicy
 from shared.protocol.chunk import Chunk

@@ -175,6 +175,15 @@ class Listener:
         """
         await self._connections().take(sock, received)
 
+    def adopt(self, received: bytes) -> Connection:
+        """Return a connection for a transport whose protocol somebody else was until now; whoever
+        sets it calls `connection_made` and `hold_back`.
+
+        Args:
+            received: the bytes that were read and not answered; they come first.
+        """
+        return self._connections().connection(received)
+
     def give_back(self, request: web.BaseRequest) -> socket.socket | None:
         """Give away the connection of a request, before there is any reply.
 

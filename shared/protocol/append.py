@@ -25,6 +25,10 @@ class Append:
     producer: ProducerKey | None = None
     stream_seq: str | None = None
 
+    def with_body(self, body: bytes) -> "Append":
+        """Return the same request with this body; spelt out, for `replace` is twice as slow."""
+        return Append(self.content_type, body, self.close, self.producer, self.stream_seq)
+
 
 @dataclass(frozen=True, slots=True)
 class Accepted:

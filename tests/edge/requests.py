@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Final
 
-from edge.plain import HEAD_BYTES_MAX
+from shared.plain import HEAD_BYTES_MAX
 from tests.edge.served import PREFIX
 
 PATHS: Final = (

@@ -23,7 +23,7 @@ from origin.memory import MemoryJournal
 from shared.clock import SystemClock
 from shared.config import Settings
 from shared.memory_bus import MemoryBus
-from shared.sockets import listen_tcp
+from shared.sockets import listen_tcp, listen_unix
 from shared.web import Listener
 from tests.fakes import NOON_MS
 
@@ -43,7 +43,6 @@ class Served:
     """An origin, an edge whose lane listens, and aiohttp alone on the same source."""
 
     edge: Edge
-    origin: Listener
     lane_port: int
     aiohttp_port: int
     session: aiohttp.ClientSession
@@ -236,9 +235,8 @@ async def served(*, same_day: bool = False, **changes: Any) -> AsyncIterator[Ser
         clock = SameDay() if same_day else SystemClock()
         settings = replace(Settings(), socket=socket_path, upstream_socket=socket_path, **changes)
         bus = MemoryBus()
-        async with open_origin(settings, MemoryJournal(), [bus.publisher()], clock) as handlers:
-            origin = Listener(handlers.handle)
-            await origin.listen(path=socket_path)
+        async with open_origin(settings, MemoryJournal(), [bus.publisher()], clock) as origin:
+            await origin.lane.listen(listen_unix(socket_path))
             async with open_edge(settings, bus.subscriber(), clock) as edge:
                 sock = listen_tcp("127.0.0.1", 0)
                 port = int(sock.getsockname()[1])
@@ -250,12 +248,12 @@ async def served(*, same_day: bool = False, **changes: Any) -> AsyncIterator[Ser
                     async with aiohttp.ClientSession(
                         connector=aiohttp.TCPConnector(limit=0, force_close=True)
                     ) as session:
-                        yield Served(edge, origin, port, plain_port, session)
+                        yield Served(edge, port, plain_port, session)
                 finally:
                     await alone.drain(0)
                     await edge.handlers.listener.drain(0)
-                    handlers.reading.release(0)
-                    await origin.drain(1.0)
+                    origin.handlers.reading.release(0)
+                    await asyncio.gather(origin.lane.drain(1.0), origin.listener.drain(1.0))
 
 
 def run(story: Callable[[], Coroutine[Any, Any, None]]) -> None:

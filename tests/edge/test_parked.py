@@ -18,9 +18,9 @@ from edge import parked as parked_module
 from edge import seats as states
 from edge.outbox import Outbox
 from edge.parked import Group, Parked
-from edge.plain import Plain
 from edge.seats import NEVER, Seats
 from edge.upstream import Refused
+from shared.plain import Plain
 from shared.protocol.caching import CachePolicy
 from shared.protocol.cursor import next_cursor
 from shared.protocol.errors import Unavailable

@@ -52,12 +52,21 @@ async def test_confirming_one_chunk_says_nothing_of_another_after_a_deletion() -
 
 
 @pytest.mark.parametrize("offset", ["-1", "0000000000000000_0000000000000000"])
-async def test_name_of_a_place_is_never_kept(offset: str) -> None:
+async def test_name_of_a_place_is_asked_about_each_time_and_sent_once(offset: str) -> None:
     """It may mean another life of the stream tomorrow."""
     async with edge(DATA) as here:
-        for _ in range(3):
-            await here.source.read(PATH, offset)
+        first = await here.source.read(PATH, offset)
+        for _ in range(2):
+            assert await here.source.read(PATH, offset) is first
         assert len(reads(here)) == 3
+        here.upstream.incarnation += 1
+        assert (await here.source.read(PATH, offset)).next == token(CHUNK, 2)
+
+
+async def test_open_end_of_a_stream_by_name_is_never_kept() -> None:
+    async with edge(b"abc") as here:
+        first = await here.source.read(PATH, "-1")
+        assert await here.source.read(PATH, "-1") is not first
 
 
 async def test_chunk_that_reaches_the_tail_is_never_kept() -> None:
