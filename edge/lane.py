@@ -142,6 +142,7 @@ class Lane:
         finally:
             loop.remove_reader(self._epoll.fileno())
             self._parked.close()
+            self._backlog.clear()
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)

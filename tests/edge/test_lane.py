@@ -20,7 +20,7 @@ from edge.upstream import Refused
 from shared import metrics, web
 from shared.plain import Plain, Refusal, parse_plain
 from shared.protocol.chunk import Chunk
-from tests.edge.served import Ended, Served, asking, run, served, until
+from tests.edge.served import Ended, Line, Served, asking, run, served, until
 
 OPTIONS = (
     *("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_NODELAY"),
@@ -734,6 +734,34 @@ def test_drain_answers_everyone_who_waits_and_loses_nothing() -> None:
         for line in slow:
             await line.ended()
         for line in [late, *polls, *streams, *slow, *following]:
+            line.close()
+
+    run(story)
+
+
+def test_reads_that_wait_for_their_turn_are_not_begun_at_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun: list[str] = []
+
+    async def read(source: EdgeSource, path: str, offset: str) -> Chunk:
+        begun.append(path)
+        await asyncio.sleep(300)
+        raise AssertionError
+
+    monkeypatch.setattr(EdgeSource, "read", read)
+
+    async def story() -> None:
+        lines: list[Line] = []
+        async with served() as here:
+            for number in range(2 * lane_module._READS_AT_ONCE):
+                lines.append(await here.connect())
+                await lines[-1].ask(f"s-{number}")
+            await until(lambda: len(here.lane._gatherings) == lane_module._READS_AT_ONCE)
+        await asyncio.sleep(0)
+        assert len(begun) == lane_module._READS_AT_ONCE
+        assert not here.lane._tasks
+        for line in lines:
             line.close()
 
     run(story)
