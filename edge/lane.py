@@ -143,6 +143,7 @@ class Lane:
             loop.remove_reader(self._epoll.fileno())
             self._parked.close()
             self._backlog.clear()
+            self._gatherings.clear()
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
