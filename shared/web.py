@@ -278,7 +278,7 @@ async def listen_admin(admin: Listener, settings: Settings) -> int:
 async def watch_loop_delay() -> None:
     """Measure how late the loop is, for ever."""
     loop = asyncio.get_running_loop()
-    step_s = 0.1
+    step_s = 0.25
     while True:
         due = loop.time() + step_s
         await asyncio.sleep(step_s)
