@@ -17,6 +17,7 @@ from origin.recover import recover
 from origin.sqlite import SqliteJournal
 from origin.streams import Streams
 from origin.upkeep import Indexer, reap
+from shared import metrics
 from shared.bus import Publisher
 from shared.clock import Clock, SystemClock
 from shared.config import Settings
@@ -66,7 +67,16 @@ async def open_origin(
     clock = clock or SystemClock()
     found = recover(journal, str(settings.data_dir / "journal.db"))
     policy = CachePolicy(settings.cache_tail, settings.cache_live_empty)
-    catalog = Catalog(clock, found.streams, found.next_incarnation)
+    counted = sum(usage.streams for usage in found.usage.values())
+    metrics.STREAMS.set(journal.total().streams + counted)
+    catalog = Catalog(
+        clock,
+        journal,
+        found.streams,
+        found.deleted,
+        found.next_incarnation,
+        settings.hot_streams,
+    )
 
     def publish(path: str, wake: Wake) -> None:
         for bus in buses:
@@ -75,9 +85,7 @@ async def open_origin(
     reader = Reader(journal, catalog.recent_extents, settings.chunk_bytes)
     # What reads put into messages, a wake's bytes would lack.
     carried_bytes = 0 if settings.json_offsets else PAYLOAD_BYTES_MAX
-    ledger = Ledger(
-        catalog, reader, publish, carried_bytes, found.lsn, found.changed, found.deleted
-    )
+    ledger = Ledger(catalog, reader, publish, carried_bytes, found)
     committer = Committer(journal, clock, ledger.on_commit, on_failure)
     streams = Streams(catalog, committer, ledger, reader, clock)
     reads = Reads(

@@ -10,15 +10,16 @@ The checksum covers all that follows it. What must not be separated (data, produ
 Stream-Seq and closure of one append) is one record.
 """
 
+import dataclasses
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
 
-from shared.protocol.expiry import Expiry
+from shared.protocol.expiry import NEVER, Expiry
 from shared.protocol.producer import ProducerKey
 from shared.protocol.stream import Ancestor, ForkPoint, StreamState
 
@@ -210,15 +211,43 @@ def _place(frame: bytes, at: int, rows: list[Any], where: str) -> list[Placement
     return placements
 
 
-def decode_state(document: dict[str, Any]) -> StreamState:
+def encode_state(state: StreamState) -> dict[str, Any]:
+    """Return a state as a document for orjson: all that is not as in any plain new stream."""
+    document = {}
+    for name, usual in _USUAL:
+        value = getattr(state, name)
+        if value != usual:
+            document[name] = value
+    return document
+
+
+def decode_state(document: Mapping[str, Any]) -> StreamState:
     """Return the state that orjson has read back."""
-    fork, closed_by = document["fork"], document["closed_by"]
-    return StreamState(
-        **{
-            **document,
-            "expiry": Expiry(**document["expiry"]),
-            "fork": None if fork is None else ForkPoint(**fork),
-            "lineage": tuple(Ancestor(**ancestor) for ancestor in document["lineage"]),
-            "closed_by": None if closed_by is None else ProducerKey(**closed_by),
-        }
+    known = dict(document)
+    if (expiry := known.get("expiry")) is not None:
+        known["expiry"] = Expiry(**expiry)
+    else:
+        known["expiry"] = NEVER
+    if (fork := known.get("fork")) is not None:
+        known["fork"] = ForkPoint(**fork)
+    if lineage := known.get("lineage"):
+        known["lineage"] = tuple(Ancestor(**ancestor) for ancestor in lineage)
+    elif lineage is not None:
+        known["lineage"] = ()
+    if (closed_by := known.get("closed_by")) is not None:
+        known["closed_by"] = ProducerKey(**closed_by)
+    return StreamState(**known)
+
+
+_ALWAYS: Final = object()  # equals nothing
+_USUAL: Final = tuple(
+    (
+        field.name,
+        NEVER
+        if field.name == "expiry"
+        else _ALWAYS
+        if field.default is dataclasses.MISSING
+        else field.default,
     )
+    for field in dataclasses.fields(StreamState)
+)

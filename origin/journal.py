@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from origin.usage import Usage
 from shared.protocol.producer import ProducerState
 from shared.protocol.stream import StreamState
 
@@ -39,6 +40,11 @@ class Stored:
     state: StreamState
     touched_ms: int
     producers: Mapping[str, ProducerState]
+    forks: int = 0  # streams that inherit from it
+
+
+# When a stream is over (Unix milliseconds), and which: what the index sorts them by.
+Deadline = tuple[int, int]
 
 
 @dataclass(slots=True)
@@ -52,12 +58,14 @@ class Batch:
     producers: list[tuple[int, str, ProducerState]] = field(default_factory=list)
     extents: list[tuple[int, Extent]] = field(default_factory=list)
     deleted: list[int] = field(default_factory=list)
+    forks: dict[int, int] = field(default_factory=dict)  # by incarnation, where the number changed
+    usage: dict[str, Usage] = field(default_factory=dict)  # what services' counts change by
 
 
 class Journal(Protocol):
     """The log that makes decisions durable, and the index that is applied behind it.
 
-    `append` is called by one thread only, `apply` by one other; `extents` and `read` by any.
+    `append` is called by one thread only, `apply` by one other; what asks, by any.
     """
 
     def append(self, lsn: int, frame: bytes) -> None:
@@ -77,6 +85,34 @@ class Journal(Protocol):
         """Yield every stream of the index."""
         ...
 
+    def find(self, path: str) -> Stored | None:
+        """Return the stream of the index at a path."""
+        ...
+
+    def load(self, incarnation: int) -> Stored | None:
+        """Return one stream of the index."""
+        ...
+
+    def page(self, prefix: str, after: str, limit: int) -> list[Stored]:
+        """Return streams of the index whose paths begin with a prefix and follow another path.
+
+        In the order of paths, at most limit of them, without their producers.
+        """
+        ...
+
+    def due(self, now_ms: int, after: Deadline, limit: int) -> list[Deadline]:
+        """Return which streams of the index are over by now: the first ones that follow a
+        deadline."""
+        ...
+
+    def usage(self, after: str, limit: int) -> tuple[int, list[tuple[str, Usage]]]:
+        """Return the counts of services that follow another, in order, and up to which lsn."""
+        ...
+
+    def total(self) -> Usage:
+        """Return the counts of all services together."""
+        ...
+
     def frames(self, after: int) -> Iterator[tuple[int, bytes]]:
         """Yield the frames after an lsn, in order, without a gap.
 
@@ -86,8 +122,12 @@ class Journal(Protocol):
         ...
 
     def apply(self, batch: Batch) -> None:
-        """Bring the index up to batch.lsn, in one transaction. It may be lost: frames rebuild
-        it."""
+        """Bring the index up to batch.lsn, in one transaction; durable when this returns.
+
+        Raises:
+            DiskFull: nothing was applied.
+            JournalFailed: anything else.
+        """
         ...
 
     def extents(self, incarnation: int, start: int, end: int) -> list[Extent]:

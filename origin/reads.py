@@ -79,7 +79,7 @@ class Reads:
         Raises:
             NotFound, Gone: it is not there, or only for its forks.
         """
-        stream = self._catalog.by_path.get(path)
+        stream = self._catalog.at(path)
         if stream is None or stream.durable is None:
             # Its creation, or the deletion that it is missing by, may not be durable yet.
             await self._committer.settled()
@@ -96,7 +96,7 @@ class Reads:
         try:
             span = await self._reader.chunk(state, position)
         except (AssertionError, CorruptLog):
-            if state.incarnation not in self._catalog.by_incarnation:
+            if self._catalog.of(state.incarnation) is None:
                 raise NotFound(state.path) from None  # deleted while it was read
             raise
         begin, stored = span.start, span.stored

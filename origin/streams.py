@@ -11,6 +11,7 @@ from origin.frame import Appended, Created, Deleted
 from origin.ledger import Ledger
 from origin.reader import Reader
 from origin.stream import Stream
+from origin.usage import NOTHING, on_append, on_create, on_delete
 from shared import metrics
 from shared.clock import Clock
 from shared.protocol import fork, jsonmode, media, names
@@ -53,7 +54,7 @@ class Streams:
 
     async def open_registry(self) -> None:
         """See to it that the registry stream exists."""
-        if names.REGISTRY not in self._catalog.by_path:
+        if self._catalog.at(names.REGISTRY) is None:
             asked = Create(names.JSON, NEVER, closed=False, body=b"")
             self._committer.submit(self._create(names.REGISTRY, asked, names.JSON, None, b"")[1])
             await self._committer.settled()
@@ -127,12 +128,20 @@ class Streams:
         self._committer.submit(*self._delete(stream))
         return True
 
+    async def settled(self) -> None:
+        """Return when all that is decided so far is durable.
+
+        Raises:
+            Unavailable: it was undone, because the disk is full.
+        """
+        await self._committer.settled()
+
     def _there(self, path: str) -> Stream | None:
         """Return what keeps a path from being created; a stream whose time is over gives way."""
-        stream = self._catalog.by_path.get(path)
-        if stream is not None:
-            self.expire(stream)
-        return self._catalog.by_path.get(path)
+        stream = self._catalog.at(path)
+        if stream is None or not self.expire(stream):
+            return stream
+        return self._catalog.at(path)  # gone, unless it is kept for its forks
 
     async def _fork_point(self, source_path: str, asked: Create) -> ForkPoint:
         """Resolve where a fork diverges; reads the append after the anchor if it must."""
@@ -189,8 +198,8 @@ class Streams:
     ) -> tuple[StreamState, Change]:
         """Let a stream exist, and return how that becomes durable."""
         now_ms = self._clock.now_ms()
-        catalog, by_incarnation = self._catalog, self._catalog.by_incarnation
-        source = None if point is None else by_incarnation[point.source]
+        catalog = self._catalog
+        source = None if point is None else catalog.of(point.source)
         expiry = asked.expiry
         lineage: tuple[Ancestor, ...] = ()
         if source is not None and point is not None:
@@ -214,14 +223,15 @@ class Streams:
             source.forks += 1
 
         def undo() -> None:
-            del catalog.by_path[path]
-            del by_incarnation[state.incarnation]
+            catalog.withdraw(stream)
             if source is not None:
                 source.forks -= 1
 
         def done() -> None:
-            self._ledger.move(stream, state.base)
+            self._ledger.move(stream, state.base, on_create(len(stored)))
             stream.durable = state
+            if source is not None:
+                self._ledger.count_fork(source, 1)
             catalog.watch(stream)
             metrics.STREAMS.inc()
 
@@ -242,7 +252,7 @@ class Streams:
                 stream.producers.pop(key.producer_id, None)
 
         def done() -> None:
-            self._ledger.move(stream, before.tail)
+            self._ledger.move(stream, before.tail, on_append(len(outcome.stored)))
             stream.durable = after
             if key is not None and outcome.producer is not None:
                 stream.dirty_producers[key.producer_id] = outcome.producer
@@ -263,32 +273,34 @@ class Streams:
 
     def _delete_one(self, stream: Stream) -> tuple[Change, Stream | None]:
         """Return the change, and the source that has lost a fork by it."""
-        before, path = stream.state, stream.state.path
+        before = stream.state
         catalog = self._catalog
         soft = stream.forks > 0
         after = replace(before, deleted=True)
         stream.state = after
         point = before.fork
-        source = None if soft or point is None else catalog.by_incarnation.get(point.source)
+        source = None if soft or point is None else catalog.of(point.source)
         if not soft:
-            del catalog.by_path[path]
+            catalog.vacate(stream)
             if source is not None:
                 source.forks -= 1
 
         def undo() -> None:
             stream.state = before
             if not soft:
-                catalog.by_path[path] = stream
+                catalog.restore(stream)
                 if source is not None:
                     source.forks += 1
 
         def done() -> None:
-            self._ledger.move(stream, before.tail)
+            gone = NOTHING if soft else on_delete(before.tail - before.base)
+            self._ledger.move(stream, before.tail, gone)
             stream.durable = after
             if not soft:
                 stream.gone = True
-                catalog.by_incarnation.pop(before.incarnation, None)
                 self._ledger.drop(stream)
+                if source is not None:
+                    self._ledger.count_fork(source, -1)
                 metrics.STREAMS.dec()
 
         return Change(Deleted(before.incarnation, soft), done, undo), source
@@ -296,7 +308,7 @@ class Streams:
     def _register(self, operation: str, state: StreamState) -> list[Change]:
         """Return what tells the registry stream of what comes or goes; it belongs to that
         decision."""
-        registry = self._catalog.by_path.get(names.REGISTRY)
+        registry = self._catalog.at(names.REGISTRY)
         if registry is None or state.path == names.REGISTRY:
             return []
         event: dict[str, object] = {

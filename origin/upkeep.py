@@ -4,6 +4,7 @@ expired."""
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import islice
 from typing import Final
 
@@ -12,6 +13,7 @@ from origin.journal import DiskFull, Journal
 from origin.ledger import Ledger
 from origin.streams import Streams
 from shared import metrics
+from shared.protocol.errors import Unavailable
 
 _log = logging.getLogger(__name__)
 
@@ -20,7 +22,9 @@ _APPLY_EVERY_S: Final = 1.0
 # TTLs hold to a second; every access looks for itself besides.
 _REAP_EVERY_S: Final = 0.25
 # Expired streams that one turn deletes: more would hold up the appends that share their frame.
-_REAP_AT_ONCE: Final = 1000
+_REAP_AT_ONCE: Final = 32
+# Of the loop's time while a crowd of them is over; the rest is for requests.
+_REAP_SHARE: Final = 0.2
 
 
 class Indexer:
@@ -42,7 +46,9 @@ class Indexer:
     async def keep(self) -> None:
         """Apply what has become durable, for ever."""
         while True:
-            await asyncio.sleep(_APPLY_EVERY_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_APPLY_EVERY_S):
+                    await self._ledger.enough.wait()
             await self.apply()
 
     async def apply(self) -> None:
@@ -71,7 +77,12 @@ class Indexer:
 
 async def reap(catalog: Catalog, streams: Streams) -> None:
     """Delete streams whose time is over, for ever."""
+    clock = asyncio.get_running_loop().time
     while True:
-        await asyncio.sleep(_REAP_EVERY_S)
-        for stream in islice(catalog.due(), _REAP_AT_ONCE):
-            streams.expire(stream)
+        began_s = clock()
+        ended = [streams.expire(stream) for stream in islice(catalog.due(), _REAP_AT_ONCE)]
+        busy_s = clock() - began_s
+        with suppress(Unavailable):  # there is no room: they are looked at again
+            await streams.settled()
+        crowded = len(ended) == _REAP_AT_ONCE
+        await asyncio.sleep(busy_s / _REAP_SHARE if crowded else _REAP_EVERY_S)

@@ -84,6 +84,12 @@ class Settings:
         least=1024,
         most=64 * 1024 * 1024,
     )
+    hot_streams: int = _setting(
+        50_000,
+        "streams to keep in memory beside those in use, 2 KB each; the rest costs disk only",
+        (UP, ORIGIN),
+        least=1,
+    )
     json_offsets: bool = _setting(
         False, "put headers.offset into State protocol messages on reads", (UP, ORIGIN)
     )

@@ -255,6 +255,7 @@ OTHER = Settings(
     drain_s=0,
     body_bytes_max=7,
     chunk_bytes=2048,
+    hot_streams=7,
     json_offsets=True,
     chunk_cache_bytes=0,
     upstream_timeout_s=1e-1,

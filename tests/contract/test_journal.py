@@ -4,15 +4,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import apsw
 import pytest
 
 from origin.frame import CorruptLog
-from origin.journal import Batch, Extent, Journal, JournalFailed
+from origin.journal import Batch, Extent, Journal, JournalFailed, Stored
 from origin.memory import MemoryJournal
 from origin.sqlite import SqliteJournal
+from origin.usage import Usage
 from shared.protocol.expiry import Expiry
 from shared.protocol.producer import ProducerKey, ProducerState
 from shared.protocol.stream import Ancestor, ForkPoint, StreamState
@@ -182,6 +184,77 @@ def test_extents_hold_the_positions_asked_for(
     assert [extent.start for extent in journal.extents(1, start, end)] == expected
 
 
+def test_stream_is_found_by_path_and_by_number(journal: Journal) -> None:
+    write(journal, b"one")
+    producers = [(2, "p", ProducerState(1, 5)), (2, "q", ProducerState(0, 0))]
+    journal.apply(Batch(1, 3, [(PLAIN, 10), (FULL, 20)], producers, forks={1: 4}))
+    plain = Stored(PLAIN, 10, {}, 4)
+    full = Stored(FULL, 20, {"p": ProducerState(1, 5), "q": ProducerState(0, 0)})
+    assert (journal.find(PLAIN.path), journal.load(1)) == (plain, plain)
+    assert (journal.find(FULL.path), journal.load(2)) == (full, full)
+    assert (journal.find("a"), journal.find("a/b/"), journal.load(3)) == (None, None, None)
+    journal.apply(Batch(2, 3, forks={1: 3}))
+    assert journal.load(1) == Stored(PLAIN, 10, {}, 3)
+
+
+def test_path_may_be_taken_over_in_the_batch_that_frees_it(journal: Journal) -> None:
+    write(journal, b"one", b"two")
+    journal.apply(Batch(1, 2, [(PLAIN, 10)]))
+    heir = replace(PLAIN, incarnation=2)
+    journal.apply(Batch(2, 3, [(heir, 20)], deleted=[1]))
+    assert journal.find(PLAIN.path) == Stored(heir, 20, {})
+    assert journal.load(1) is None
+
+
+def test_page_holds_what_follows_a_path_below_a_prefix(journal: Journal) -> None:
+    write(journal, b"one")
+    paths = ["a", "a/", "a/b", "a/c", "a0", "b", "\u00e9/x", "\U0010ffff"]
+    streams = [(replace(PLAIN, path=path, incarnation=n), n) for n, path in enumerate(paths, 1)]
+    journal.apply(Batch(1, 9, streams[::-1]))
+
+    def page(prefix: str, after: str, limit: int) -> list[str]:
+        return [stored.state.path for stored in journal.page(prefix, after, limit)]
+
+    assert page("", "", 99) == paths
+    assert page("", "a/b", 3) == ["a/c", "a0", "b"]
+    assert page("a/", "", 99) == ["a/", "a/b", "a/c"]
+    assert page("a/", "a/", 1) == ["a/b"]
+    assert page("a/", "a0", 99) == []
+    assert page("", "\U0010ffff", 99) == []
+
+
+def test_due_streams_come_in_the_order_of_their_deadlines(journal: Journal) -> None:
+    write(journal, b"one")
+    window, instant = Expiry(10), Expiry(None, "2027-01-15T08:00:05Z", 5000)
+    streams = [
+        (replace(PLAIN, path="1", incarnation=1, expiry=window), 0),  # 10,000
+        (replace(PLAIN, path="2", incarnation=2, expiry=instant), 0),  # 5000
+        (replace(PLAIN, path="3", incarnation=3, expiry=instant), 9000),  # 5000
+        (replace(PLAIN, path="4", incarnation=4), 0),
+        (replace(PLAIN, path="5", incarnation=5, expiry=window, deleted=True), 0),
+    ]
+    journal.apply(Batch(1, 9, streams))
+    assert journal.due(4999, (0, 0), 9) == []
+    assert journal.due(5000, (0, 0), 9) == [(5000, 2), (5000, 3)]
+    assert journal.due(10_000, (5000, 2), 9) == [(5000, 3), (10_000, 1)]
+    assert journal.due(10_000, (0, 0), 1) == [(5000, 2)]
+    journal.apply(Batch(2, 9, [(streams[1][0], 0), (replace(PLAIN, incarnation=3, path="3"), 0)]))
+    assert journal.due(9999, (0, 0), 9) == [(5000, 2)]
+
+
+def test_usage_adds_up_once_a_frame(journal: Journal) -> None:
+    write(journal, b"one", b"two")
+    batch = Batch(1, 2, usage={"a": Usage(1, 10, 1, 10, 1), "b": Usage(streams=1)})
+    journal.apply(batch)
+    journal.apply(batch)  # as if it were not known that it had been
+    assert journal.usage("", 9) == (1, [("a", Usage(1, 10, 1, 10, 1)), ("b", Usage(streams=1))])
+    journal.apply(Batch(2, 2, usage={"a": Usage(2, 5, 2, -10, -1), "": Usage(1, 1, 1)}))
+    counts = [("", Usage(1, 1, 1)), ("a", Usage(3, 15, 3, 0, 0)), ("b", Usage(streams=1))]
+    assert journal.usage("a", 9) == (2, counts[2:])
+    assert journal.usage("", 1) == (2, counts[1:2])
+    assert journal.total() == Usage(4, 16, 4, 0, 1)
+
+
 # --- what only files can go through --------------------------------------------------------------
 
 
@@ -286,6 +359,15 @@ def test_file_that_is_not_ours_is_named_and_left_alone(
     with pytest.raises(CorruptLog, match=rf"{name}: "):
         SqliteJournal(tmp_path)
     assert (path.read_bytes() if path.is_file() else None) == before
+
+
+def test_index_of_another_format_is_named(tmp_path: Path) -> None:
+    SqliteJournal(tmp_path).close()
+    with apsw.Connection(str(tmp_path / "index.db")) as connection:
+        connection.execute("PRAGMA user_version = 0")
+    connection.close()
+    with pytest.raises(CorruptLog, match=r"index\.db: has format 0, .* needs 2"):
+        SqliteJournal(tmp_path)
 
 
 def test_index_ahead_of_the_journal_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,239 @@
+"""Index: where each stream stands as of one frame, in `index.db`; a cold stream lives here alone.
+
+Rows enter as JSON texts, which SQLite takes apart without the interpreter: a row at a time would
+cost a turn of the interpreter lock each, beside a busy event loop. A stream is looked up on the
+loop itself: 10 µs for its row and its producers, a seventh of what a hop to a thread takes, and no
+await between a look and a decision. All that one transaction adds is of one frame; what follows
+from other rows (deadlines, counts) is kept in columns, so that nothing is ever counted by going
+through all streams.
+"""
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import astuple
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import apsw
+import orjson
+
+from origin.database import Database, empty_log, is_full, one, reading
+from origin.frame import decode_state, encode_state
+from origin.journal import Batch, Deadline, DiskFull, Extent, JournalFailed, Stored
+from origin.usage import Usage
+from shared.protocol.producer import ProducerState
+from shared.protocol.stream import StreamState
+
+_FORMAT: Final = 2
+# Rows that one statement takes: its text is made and taken apart while nobody else runs.
+_ROWS_AT_ONCE: Final = 256
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS applied (
+    one INTEGER PRIMARY KEY CHECK (one = 1), lsn INTEGER NOT NULL, next_incarnation INTEGER NOT
+    NULL);
+INSERT OR IGNORE INTO applied VALUES (1, 0, 1);
+CREATE TABLE IF NOT EXISTS stream (
+    incarnation INTEGER PRIMARY KEY, path TEXT NOT NULL, touched_ms INTEGER NOT NULL,
+    deadline_ms INTEGER, forks INTEGER NOT NULL DEFAULT 0, state TEXT NOT NULL);
+CREATE UNIQUE INDEX IF NOT EXISTS stream_path ON stream (path);
+CREATE INDEX IF NOT EXISTS stream_deadline ON stream (deadline_ms) WHERE deadline_ms IS NOT NULL;
+CREATE TABLE IF NOT EXISTS producer (
+    incarnation INTEGER NOT NULL, id TEXT NOT NULL, epoch INTEGER NOT NULL, last_seq INTEGER NOT
+    NULL, PRIMARY KEY (incarnation, id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS extent (
+    incarnation INTEGER NOT NULL, start INTEGER NOT NULL, lsn INTEGER NOT NULL, at INTEGER NOT NULL,
+    sizes TEXT NOT NULL, crc INTEGER NOT NULL,
+    PRIMARY KEY (incarnation, start)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS usage (
+    service TEXT PRIMARY KEY, appends INTEGER NOT NULL, bytes INTEGER NOT NULL, units INTEGER NOT
+    NULL, stored INTEGER NOT NULL, streams INTEGER NOT NULL) WITHOUT ROWID;
+"""
+
+
+class Index:
+    """The index of one data folder: one writer at a time, and any number of readers."""
+
+    def __init__(self, path: Path, vfs: str | None) -> None:
+        """Open or create it.
+
+        Raises:
+            CorruptLog: the file is not ours, is damaged, or has another format.
+        """
+        self.path = path
+        self.database = Database(
+            path, _SCHEMA, vfs=vfs, version=_FORMAT, remedy="; without it, journal.db rebuilds it"
+        )
+        self.writing = threading.Lock()  # held by whoever uses the writer
+
+    def applied(self) -> tuple[int, int]:
+        """Return the last lsn that it holds, and the next incarnation as of then."""
+        with reading(self.path):
+            lsn, incarnation = one(
+                self.database.reader(), "SELECT lsn, next_incarnation FROM applied"
+            )
+            return lsn, incarnation
+
+    def apply(self, batch: Batch) -> None:
+        """Take in a batch, in one transaction."""
+        writer = self.database.writer
+        try:
+            with self.writing:
+                with writer:
+                    if one(writer, "SELECT lsn FROM applied")[0] >= batch.lsn:
+                        batch.usage = {}  # it was counted with that frame
+                    for sql, rows in _statements(batch):
+                        for text in _texts(rows):
+                            writer.execute(sql, (text,))
+                    writer.execute(
+                        "UPDATE applied SET lsn = ?, next_incarnation = ?",
+                        (batch.lsn, batch.next_incarnation),
+                    )
+                empty_log(writer)
+        except apsw.Error as error:
+            raise self.failure(error) from error
+
+    def failure(self, error: apsw.Error) -> Exception:
+        """Return what an error of the writer means to callers."""
+        if is_full(error, self.database.writer):
+            return DiskFull(f"{self.path}: {error}")
+        return JournalFailed(f"{self.path}: {type(error).__name__}: {error}")
+
+    def stored(self) -> Iterator[Stored]:
+        """Yield every stream."""
+        with reading(self.path):
+            producers: dict[int, dict[str, ProducerState]] = {}
+            for row in self._rows("SELECT * FROM producer"):
+                producers.setdefault(row[0], {})[row[1]] = ProducerState(row[2], row[3])
+            for row in self._rows(f"{_STREAM} ORDER BY incarnation"):
+                yield _stored(row, producers.get(row[0], {}))
+
+    def find(self, path: str) -> Stored | None:
+        """Return the stream at a path."""
+        return self._one_of(f"{_STREAM} WHERE path = ?", path)
+
+    def load(self, incarnation: int) -> Stored | None:
+        """Return one stream."""
+        return self._one_of(f"{_STREAM} WHERE incarnation = ?", incarnation)
+
+    def page(self, prefix: str, after: str, limit: int) -> list[Stored]:
+        """Return what of a prefix follows a path."""
+        with reading(self.path):
+            rows = self._rows(
+                f"{_STREAM} WHERE path >= ? AND path > ? ORDER BY path LIMIT ?",
+                (prefix, after, limit),
+            )
+            return [_stored(row, {}) for row in rows if row[1].startswith(prefix)]
+
+    def due(self, now_ms: int, after: Deadline, limit: int) -> list[Deadline]:
+        """Return whose time is over."""
+        with reading(self.path):
+            return [(row[0], row[1]) for row in self._rows(_DUE, (now_ms, *after, limit))]
+
+    def usage(self, after: str, limit: int) -> tuple[int, list[tuple[str, Usage]]]:
+        """Return counts by service, and the lsn up to which they count."""
+        with reading(self.path):
+            rows = self._rows(_USAGE, (after, limit))  # one statement: one look at both
+            return rows[0][0], [(row[1], Usage(*row[2:])) for row in rows if row[1] is not None]
+
+    def total(self) -> Usage:
+        """Return the counts of all services."""
+        with reading(self.path):
+            return Usage(*one(self.database.reader(), _TOTAL))
+
+    def extents(self, incarnation: int, start: int, end: int) -> list[Extent]:
+        """Return the extents that hold any of the positions [start, end)."""
+        with reading(self.path):
+            rows = self._rows(_GET_EXTENTS, (incarnation, start, end))
+            return [Extent(r[0], r[1], r[2], tuple(orjson.loads(r[3])), r[4]) for r in rows]
+
+    def _one_of(self, sql: str, key: str | int) -> Stored | None:
+        with reading(self.path):
+            rows = self._rows(sql, (key,))
+            if not rows:
+                return None
+            producers = self._rows(
+                "SELECT id, epoch, last_seq FROM producer WHERE incarnation = ?", (rows[0][0],)
+            )
+            return _stored(rows[0], {row[0]: ProducerState(row[1], row[2]) for row in producers})
+
+    def _rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        # All of them: a statement that is not at its end would keep the log from starting anew.
+        return self.database.reader().execute(sql, values).fetchall()
+
+
+def _statements(batch: Batch) -> Iterator[tuple[str, Iterable[Any]]]:
+    for sql in _DELETES:  # first: another stream may have its path by now
+        yield sql, batch.deleted
+    yield _PUT_STREAMS, (_row(state, touched_ms) for state, touched_ms in batch.streams)
+    yield _PUT_FORKS, batch.forks.items()
+    yield _PUT_PRODUCERS, ((inc, key, p.epoch, p.last_seq) for inc, key, p in batch.producers)
+    yield _PUT_EXTENTS, ((inc, e.start, e.lsn, e.at, e.sizes, e.crc) for inc, e in batch.extents)
+    yield _ADD_USAGE, ((service, *astuple(usage)) for service, usage in batch.usage.items())
+
+
+def _texts(rows: Iterable[Any]) -> Iterator[str]:
+    """Yield rows as JSON, as many at once as a statement takes."""
+    left = iter(rows)
+    while some := list(islice(left, _ROWS_AT_ONCE)):
+        yield orjson.dumps(some).decode()
+
+
+def _row(state: StreamState, touched_ms: int) -> tuple[Any, ...]:
+    deadline = None if state.deleted else state.expiry.deadline_ms(touched_ms)
+    document = encode_state(state)
+    del document["incarnation"], document["path"]  # columns of their own
+    return state.incarnation, state.path, touched_ms, deadline, document
+
+
+def _stored(row: tuple[Any, ...], producers: dict[str, ProducerState]) -> Stored:
+    incarnation, path, touched_ms, forks, text = row
+    document = orjson.loads(text)
+    document["incarnation"], document["path"] = incarnation, path
+    return Stored(decode_state(document), touched_ms, producers, forks)
+
+
+_STREAM: Final = "SELECT incarnation, path, touched_ms, forks, state FROM stream"
+_PUT_STREAMS: Final = """
+INSERT INTO stream (incarnation, path, touched_ms, deadline_ms, state)
+SELECT value->>0, value->>1, value->>2, value->>3, value->4 FROM json_each(?) WHERE true
+ON CONFLICT (incarnation) DO UPDATE SET
+    touched_ms = excluded.touched_ms, deadline_ms = excluded.deadline_ms, state = excluded.state"""
+_PUT_FORKS: Final = """
+UPDATE stream SET forks = changed.value->>1 FROM json_each(?) AS changed
+WHERE incarnation = changed.value->>0"""
+_PUT_PRODUCERS: Final = """
+INSERT OR REPLACE INTO producer (incarnation, id, epoch, last_seq)
+SELECT value->>0, value->>1, value->>2, value->>3 FROM json_each(?)"""
+_PUT_EXTENTS: Final = """
+INSERT INTO extent (incarnation, start, lsn, at, sizes, crc)
+SELECT value->>0, value->>1, value->>2, value->>3, value->4, value->>5 FROM json_each(?) WHERE true
+ON CONFLICT DO NOTHING"""
+_DELETES: Final = tuple(
+    f"DELETE FROM {table} WHERE incarnation IN (SELECT value FROM json_each(?))"
+    for table in ("stream", "producer", "extent")
+)
+_ADD_USAGE: Final = """
+INSERT INTO usage SELECT value->>0, value->>1, value->>2, value->>3, value->>4, value->>5
+FROM json_each(?) WHERE true
+ON CONFLICT (service) DO UPDATE SET
+    appends = appends + excluded.appends, bytes = bytes + excluded.bytes,
+    units = units + excluded.units, stored = stored + excluded.stored,
+    streams = streams + excluded.streams"""
+_USAGE: Final = """
+SELECT lsn, some.* FROM applied LEFT JOIN (
+    SELECT service, appends, bytes, units, stored, streams FROM usage WHERE service > ?
+    ORDER BY service LIMIT ?) AS some ORDER BY service"""
+_TOTAL: Final = """
+SELECT coalesce(sum(appends), 0), coalesce(sum(bytes), 0), coalesce(sum(units), 0),
+    coalesce(sum(stored), 0), coalesce(sum(streams), 0) FROM usage"""
+_DUE: Final = """
+SELECT deadline_ms, incarnation FROM stream
+WHERE deadline_ms <= ?1 AND (deadline_ms, incarnation) > (?2, ?3)
+ORDER BY deadline_ms, incarnation LIMIT ?4"""
+_GET_EXTENTS: Final = """
+SELECT start, lsn, at, sizes, crc FROM extent
+WHERE incarnation = ?1 AND start < ?3 AND start >= coalesce(
+    (SELECT max(start) FROM extent WHERE incarnation = ?1 AND start <= ?2), ?2)
+ORDER BY start"""
