@@ -100,7 +100,8 @@ class Database:
         format_ = one(writer, "PRAGMA user_version")[0]
         if tables and format_ != version:
             raise CorruptLog(
-                f"{self.path}: has format {format_}, this version of Headwater needs {version}{remedy}"
+                f"{self.path}: has format {format_}, this version of Headwater needs {version}"
+                f"{remedy}"
             )
         if not tables and pages:
             writer.execute(pages)
