@@ -12,6 +12,7 @@ from shared.protocol.cursor import next_cursor
 from shared.protocol.errors import ProtocolError, Unavailable
 from shared.protocol.expiry import NEVER
 from shared.protocol.media import is_text
+from shared.protocol.precondition import tail_tag
 from shared.protocol.request import Live, Read
 from shared.protocol.stream import StreamState
 
@@ -84,6 +85,7 @@ def created(state: StreamState, *, fresh: bool, location: str) -> Reply:
     headers = {
         "Content-Type": state.content_type,
         names.STREAM_NEXT_OFFSET: state.tail_offset().token(),
+        "ETag": tail_tag(state),
         "Cache-Control": caching.NO_STORE,
     }
     if state.closed:
@@ -98,6 +100,7 @@ def appended(asked: Append, outcome: Accepted | Unchanged) -> Reply:
     state = outcome.state
     headers = {
         names.STREAM_NEXT_OFFSET: state.tail_offset().token(),
+        "ETag": tail_tag(state),
         "Cache-Control": caching.NO_STORE,
     }
     if state.closed:
@@ -119,6 +122,7 @@ def head(state: StreamState) -> Reply:
     headers = {
         "Content-Type": state.content_type,
         names.STREAM_NEXT_OFFSET: state.tail_offset().token(),
+        "ETag": tail_tag(state),
         "Cache-Control": caching.NO_STORE,
     }
     if state.expiry.ttl_s is not None:

@@ -14,6 +14,7 @@ from shared.protocol.errors import BadRequest, NotFound, UnsupportedEncoding
 from shared.protocol.expiry import parse_expiry
 from shared.protocol.media import parse_content_type
 from shared.protocol.offset import check_token
+from shared.protocol.precondition import IfMatch, parse_if_match
 from shared.protocol.producer import ProducerKey
 from shared.protocol.stream import Create
 
@@ -36,12 +37,14 @@ class Headers(Protocol):
 
 _CONTENT_TYPE: Final = "Content-Type"
 _CONTENT_ENCODING: Final = "Content-Encoding"
+_IF_MATCH: Final = "If-Match"
 _PRODUCER: Final = (names.PRODUCER_ID, names.PRODUCER_EPOCH, names.PRODUCER_SEQ)
 _KNOWN: Final = {
     name.lower(): name
     for name in (
         _CONTENT_TYPE,
         _CONTENT_ENCODING,
+        _IF_MATCH,
         names.STREAM_TTL,
         names.STREAM_EXPIRES_AT,
         names.STREAM_SEQ,
@@ -158,6 +161,7 @@ def parse_append(headers: Headers, body: bytes) -> Append:
         close=_closes(given),
         producer=_parse_producer(given),
         stream_seq=seq,
+        if_match=_parse_precondition(given, headers),
     )
 
 
@@ -222,6 +226,14 @@ def _parse_producer(given: Given) -> ProducerKey | None:
         _parse_integer(names.PRODUCER_EPOCH, epoch),
         _parse_integer(names.PRODUCER_SEQ, seq),
     )
+
+
+def _parse_precondition(given: Given, headers: Headers) -> IfMatch | None:
+    if _IF_MATCH not in given:
+        return None
+    value = given[_IF_MATCH]
+    # A list may come in several lines (RFC 9110 §5.3).
+    return parse_if_match(value if value is not None else _joined(headers, _IF_MATCH) or "")
 
 
 def _parse_integer(name: str, text: str) -> int:
