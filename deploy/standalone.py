@@ -102,7 +102,8 @@ async def _run(
     port = int(reserved.getsockname()[1])
     origin, edges = _children(settings, folder, port)
     children = [origin, *edges]
-    admin = Admin({child.role: folder / f"{child.role}.admin" for child in children})
+    sockets = {child.role: folder / f"{child.role}.admin" for child in children}
+    admin = Admin(sockets, settings.stream_prefix)
     listener = Listener(admin.handle)
     admin_port = await listen_admin(listener, settings)
     stack.push_async_callback(listener.drain, 0)

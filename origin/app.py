@@ -11,6 +11,7 @@ from origin.commit import Committer
 from origin.handlers import Handlers
 from origin.journal import Journal
 from origin.ledger import Ledger
+from origin.listing import Listing
 from origin.reader import Reader
 from origin.reads import Reads
 from origin.recover import recover
@@ -122,6 +123,7 @@ async def open_origin(
             settings.stream_prefix,
             settings.public_url,
             Bodies(settings.body_bytes_max),
+            Listing(catalog, ledger, journal, settings.stream_prefix),
         )
 
 
@@ -129,7 +131,7 @@ async def run(settings: Settings, stop: asyncio.Event, announce: Callable[[str],
     """Serve until stop is set, then drain."""
     journal = SqliteJournal(settings.data_dir)
     async with open_origin(settings, journal, publishers(settings)) as handlers:
-        health = Health()
+        health = Health(more=handlers.listing.answer)
         admin, listener = Listener(health.handle), Listener(handlers.handle)
         await listen_admin(admin, settings)
         if settings.socket is not None:
