@@ -17,7 +17,7 @@ from origin.reads import Reads
 from origin.recover import recover
 from origin.sqlite import SqliteJournal
 from origin.streams import Streams
-from origin.upkeep import Indexer, reap
+from origin.upkeep import Compactor, Indexer, reap
 from shared import metrics
 from shared.bus import Publisher
 from shared.clock import Clock, SystemClock
@@ -113,9 +113,12 @@ async def open_origin(
         indexer = Indexer(ledger, journal, on_failure)
         stack.push_async_callback(indexer.apply)
         stack.push_async_callback(committer.close)
+        compactor = Compactor(journal, on_failure)
+        stack.push_async_callback(compactor.finish)
         if settings.registry:
             await streams.open_registry()
-        await stack.enter_async_context(background(indexer.keep(), reap(catalog, streams)))
+        upkeep = (indexer.keep(), compactor.keep(), reap(catalog, streams))
+        await stack.enter_async_context(background(*upkeep))
         yield Handlers(
             streams,
             reads,

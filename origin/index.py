@@ -25,15 +25,15 @@ from origin.usage import Usage
 from shared.protocol.producer import ProducerState
 from shared.protocol.stream import StreamState
 
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 # Rows that one statement takes: its text is made and taken apart while nobody else runs.
 _ROWS_AT_ONCE: Final = 256
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS applied (
     one INTEGER PRIMARY KEY CHECK (one = 1), lsn INTEGER NOT NULL, next_incarnation INTEGER NOT
-    NULL);
-INSERT OR IGNORE INTO applied VALUES (1, 0, 1);
+    NULL, compacted INTEGER NOT NULL, next_pack INTEGER NOT NULL);
+INSERT OR IGNORE INTO applied VALUES (1, 0, 1, 0, 1);
 CREATE TABLE IF NOT EXISTS stream (
     incarnation INTEGER PRIMARY KEY, path TEXT NOT NULL, touched_ms INTEGER NOT NULL,
     deadline_ms INTEGER, forks INTEGER NOT NULL DEFAULT 0, state TEXT NOT NULL);
@@ -44,8 +44,17 @@ CREATE TABLE IF NOT EXISTS producer (
     NULL, PRIMARY KEY (incarnation, id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS extent (
     incarnation INTEGER NOT NULL, start INTEGER NOT NULL, lsn INTEGER NOT NULL, at INTEGER NOT NULL,
-    sizes TEXT NOT NULL, crc INTEGER NOT NULL,
+    size INTEGER NOT NULL, sizes TEXT NOT NULL, crc INTEGER NOT NULL, at_ms INTEGER NOT NULL,
     PRIMARY KEY (incarnation, start)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS extent_blob ON extent (lsn);
+-- What a frame (or a pack, by its negated number) holds, and how much of that is still needed.
+CREATE TABLE IF NOT EXISTS blob (
+    lsn INTEGER PRIMARY KEY, size INTEGER NOT NULL, live INTEGER NOT NULL);
+CREATE INDEX IF NOT EXISTS blob_sparse ON blob (lsn) WHERE live = 0 OR live * 2 < size;
+CREATE TRIGGER IF NOT EXISTS extent_put AFTER INSERT ON extent BEGIN
+    UPDATE blob SET live = live + new.size WHERE lsn = new.lsn; END;
+CREATE TRIGGER IF NOT EXISTS extent_gone AFTER DELETE ON extent BEGIN
+    UPDATE blob SET live = live - old.size WHERE lsn = old.lsn; END;
 CREATE TABLE IF NOT EXISTS usage (
     service TEXT PRIMARY KEY, appends INTEGER NOT NULL, bytes INTEGER NOT NULL, units INTEGER NOT
     NULL, stored INTEGER NOT NULL, streams INTEGER NOT NULL) WITHOUT ROWID;
@@ -146,7 +155,7 @@ class Index:
         """Return the extents that hold any of the positions [start, end)."""
         with reading(self.path):
             rows = self._rows(_GET_EXTENTS, (incarnation, start, end))
-            return [Extent(r[0], r[1], r[2], tuple(orjson.loads(r[3])), r[4]) for r in rows]
+            return [extent_of(row) for row in rows]
 
     def _one_of(self, sql: str, key: str | int) -> Stored | None:
         with reading(self.path):
@@ -169,7 +178,8 @@ def _statements(batch: Batch) -> Iterator[tuple[str, Iterable[Any]]]:
     yield _PUT_STREAMS, (_row(state, touched_ms) for state, touched_ms in batch.streams)
     yield _PUT_FORKS, batch.forks.items()
     yield _PUT_PRODUCERS, ((inc, key, p.epoch, p.last_seq) for inc, key, p in batch.producers)
-    yield _PUT_EXTENTS, ((inc, e.start, e.lsn, e.at, e.sizes, e.crc) for inc, e in batch.extents)
+    yield _PUT_BLOBS, batch.frames
+    yield PUT_EXTENTS, (extent_row(*entry) for entry in batch.extents)
     yield _ADD_USAGE, ((service, *astuple(usage)) for service, usage in batch.usage.items())
 
 
@@ -194,6 +204,21 @@ def _stored(row: tuple[Any, ...], producers: dict[str, ProducerState]) -> Stored
     return Stored(decode_state(document), touched_ms, producers, forks)
 
 
+def extent_row(incarnation: int, extent: Extent) -> tuple[Any, ...]:
+    """Return an extent as `PUT_EXTENTS` takes it."""
+    size = extent.end - extent.start
+    return (
+        *(incarnation, extent.start, extent.lsn, extent.at, size),
+        *(extent.sizes, extent.crc, extent.at_ms),
+    )
+
+
+def extent_of(row: Sequence[Any]) -> Extent:
+    """Return an extent from the columns of `EXTENT`."""
+    start, lsn, at, sizes, crc, at_ms = row
+    return Extent(start, lsn, at, tuple(orjson.loads(sizes)), crc, at_ms)
+
+
 _STREAM: Final = "SELECT incarnation, path, touched_ms, forks, state FROM stream"
 _PUT_STREAMS: Final = """
 INSERT INTO stream (incarnation, path, touched_ms, deadline_ms, state)
@@ -206,9 +231,12 @@ WHERE incarnation = changed.value->>0"""
 _PUT_PRODUCERS: Final = """
 INSERT OR REPLACE INTO producer (incarnation, id, epoch, last_seq)
 SELECT value->>0, value->>1, value->>2, value->>3 FROM json_each(?)"""
-_PUT_EXTENTS: Final = """
-INSERT INTO extent (incarnation, start, lsn, at, sizes, crc)
-SELECT value->>0, value->>1, value->>2, value->>3, value->4, value->>5 FROM json_each(?) WHERE true
+_PUT_BLOBS: Final = """
+INSERT INTO blob SELECT value->>0, value->>1, 0 FROM json_each(?) WHERE true
+ON CONFLICT DO NOTHING"""
+PUT_EXTENTS: Final = """
+INSERT INTO extent SELECT value->>0, value->>1, value->>2, value->>3, value->>4, value->5,
+    value->>6, value->>7 FROM json_each(?) WHERE true
 ON CONFLICT DO NOTHING"""
 _DELETES: Final = tuple(
     f"DELETE FROM {table} WHERE incarnation IN (SELECT value FROM json_each(?))"
@@ -232,8 +260,9 @@ _DUE: Final = """
 SELECT deadline_ms, incarnation FROM stream
 WHERE deadline_ms <= ?1 AND (deadline_ms, incarnation) > (?2, ?3)
 ORDER BY deadline_ms, incarnation LIMIT ?4"""
-_GET_EXTENTS: Final = """
-SELECT start, lsn, at, sizes, crc FROM extent
+EXTENT: Final = "start, lsn, at, sizes, crc, at_ms"
+_GET_EXTENTS: Final = f"""
+SELECT {EXTENT} FROM extent
 WHERE incarnation = ?1 AND start < ?3 AND start >= coalesce(
     (SELECT max(start) FROM extent WHERE incarnation = ?1 AND start <= ?2), ?2)
 ORDER BY start"""

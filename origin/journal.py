@@ -19,13 +19,17 @@ class JournalFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """A stretch of one stream that lies contiguously in one frame."""
+    """A stretch of one stream that lies contiguously in one frame, or in a pack of such stretches.
+
+    Compaction puts it elsewhere, and beside its neighbours; start and sizes never change by that.
+    """
 
     start: int  # position in the stream
-    lsn: int
-    at: int  # byte position in the frame
+    lsn: int  # of the frame that holds it; below 0: the number of the pack, negated
+    at: int  # byte position in there
     sizes: tuple[int, ...]  # one per append: every sum is an append boundary
     crc: int
+    at_ms: int = 0  # when the newest of its appends was made, Unix milliseconds
 
     @property
     def end(self) -> int:
@@ -60,6 +64,7 @@ class Batch:
     deleted: list[int] = field(default_factory=list)
     forks: dict[int, int] = field(default_factory=dict)  # by incarnation, where the number changed
     usage: dict[str, Usage] = field(default_factory=dict)  # what services' counts change by
+    frames: list[tuple[int, int]] = field(default_factory=list)  # lsn, bytes of payload
 
 
 class Journal(Protocol):
@@ -132,6 +137,22 @@ class Journal(Protocol):
 
     def extents(self, incarnation: int, start: int, end: int) -> list[Extent]:
         """Return the indexed extents that hold any of the positions [start, end), in order."""
+        ...
+
+    def compact(self) -> bool:
+        """Move what is scattered together, and give back the space of what nobody needs: some of
+        it.
+
+        Called by one thread only, which may be another than that of `append` and `apply`. Nothing
+        that a reader can tell changes, but `read` may not find what was moved after `extents`.
+
+        Returns:
+            Whether there is more to do at once.
+
+        Raises:
+            DiskFull: some of it was done, or nothing.
+            JournalFailed: anything else.
+        """
         ...
 
     def read(self, places: Sequence[tuple[int, int, int]]) -> Iterable[bytes]:

@@ -55,6 +55,7 @@ class Ledger:
         self._deleted = list(found.deleted)
         self._forks = dict(found.forks)
         self._usage = found.usage
+        self._frames = found.frames  # lsn, bytes of payload
         self._applying: Batch | None = None
         self.lsn = found.lsn
         self.enough = asyncio.Event()  # set when there is a batch worth applying at once
@@ -106,17 +107,22 @@ class Ledger:
     def on_commit(self, commit: Commit) -> None:
         """Take in where the data lies, wake those who wait here, announce to those elsewhere."""
         self.lsn = commit.lsn
+        payload_bytes = 0
         moves, self._moves = self._moves, {}
         for placement in commit.placements:
             move = moves[placement.incarnation]
             start = move.before + move.size
-            extent = Extent(start, commit.lsn, placement.at, placement.sizes, placement.crc)
+            extent = Extent(
+                start, commit.lsn, placement.at, placement.sizes, placement.crc, commit.at_ms
+            )
             move.stream.extents.append(extent)
             payload = commit.payload(placement)
             self._reader.remember(extent, payload)
             move.size += len(payload)
+            payload_bytes += len(payload)
             # What a wake may carry fits into one extent: this is all of it, or too much.
             move.payload = payload if move.size <= self._carried_bytes else None
+        self._frames.append((commit.lsn, payload_bytes))
         for move in moves.values():
             self._announce(move)
             move.stream.waiters.wake()
@@ -126,13 +132,14 @@ class Ledger:
     def take_batch(self) -> Batch | None:
         """Return all that the index has to learn, or None; `applied` or `put_back` must follow."""
         self.enough.clear()
-        if not (self._dirty or self._deleted or self._usage):
+        if not (self._dirty or self._deleted or self._frames):
             return None
         batch = Batch(self.lsn, self._catalog.next_incarnation)
         dirty, self._dirty = self._dirty, {}
         batch.deleted, self._deleted = self._deleted, []
         batch.forks, self._forks = self._forks, {}
         batch.usage, self._usage = self._usage, {}
+        batch.frames, self._frames = self._frames, []
         for incarnation, stream in dirty.items():
             if stream.durable is None or stream.gone:
                 continue
@@ -161,6 +168,7 @@ class Ledger:
         """Take back a batch that the index could not take; it goes with the next one."""
         self._applying = None
         self._deleted += batch.deleted
+        self._frames[:0] = batch.frames
         by_incarnation = self._catalog.by_incarnation
         for state, _ in batch.streams:
             if state.incarnation in by_incarnation:

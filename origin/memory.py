@@ -86,6 +86,9 @@ class MemoryJournal:
         held = sorted(self._extents.get(incarnation, {}).items())
         return [extent for _, extent in held if extent.end > start and extent.start < end]
 
+    def compact(self) -> bool:
+        return False
+
     def read(self, places: Sequence[tuple[int, int, int]]) -> Iterable[bytes]:
         for lsn, at, size in places:
             piece = self._frames.get(lsn, b"")[at : at + size]

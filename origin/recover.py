@@ -28,6 +28,7 @@ class Recovered:
     deleted: set[int] = field(default_factory=set)  # incarnations that the index still holds
     forks: dict[int, int] = field(default_factory=dict)  # numbers of forks that changed
     usage: dict[str, Usage] = field(default_factory=dict)  # what counts change by
+    frames: list[tuple[int, int]] = field(default_factory=list)  # lsn, bytes of payload
 
 
 def recover(journal: Journal, name: str) -> Recovered:
@@ -83,14 +84,24 @@ class _Replay:
                     if not soft:
                         self._drop(stream)
             stream.durable = stream.state
+        payload_bytes = 0
         for placement in frame.placements:
+            payload_bytes += sum(placement.sizes)
             owner = found.streams.get(placement.incarnation)
             if owner is not None:
                 start = tails[placement.incarnation]
                 tails[placement.incarnation] = start + sum(placement.sizes)
                 owner.extents.append(
-                    Extent(start, frame.lsn, placement.at, placement.sizes, placement.crc)
+                    Extent(
+                        start,
+                        frame.lsn,
+                        placement.at,
+                        placement.sizes,
+                        placement.crc,
+                        frame.at_ms,
+                    )
                 )
+        found.frames.append((frame.lsn, payload_bytes))
         found.lsn = frame.lsn
 
     def apply(self) -> None:
@@ -98,6 +109,7 @@ class _Replay:
         found = self.found
         batch = Batch(found.lsn, found.next_incarnation)
         batch.deleted, batch.forks, batch.usage = [*found.deleted], found.forks, found.usage
+        batch.frames = found.frames
         for incarnation, stream in found.streams.items():
             assert stream.durable is not None
             batch.streams.append((stream.durable, stream.touched_ms))

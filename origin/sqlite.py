@@ -1,20 +1,24 @@
-"""SqliteJournal: the journal and its index as two SQLite databases in one folder.
+"""SqliteJournal: the journal, its index and its packs as three SQLite databases in one folder.
 
 `journal.db` has one row per group commit, and one writer: the commit thread. One row, because each
 row costs a turn of the interpreter lock beside a busy event loop (13 commits of 64 rows a second
-against 673 of one). `index.db` is applied behind it in few large statements for the same reason.
+against 673 of one). `index.db` is applied behind it in few large statements for the same reason;
+`packs.db` holds what compaction has joined.
 """
 
 import fcntl
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
+from threading import Lock
 from typing import Final
 
 import apsw
 
 from origin import wal
+from origin.cleaner import FRAMES_PAGES, PACKS_PAGES, PACKS_SCHEMA, Cleaner, Store
 from origin.database import BUSY_MS, Database, checkpoint, empty_log, is_full, one, reading
 from origin.frame import CorruptLog
 from origin.index import Index
@@ -50,8 +54,16 @@ class SqliteJournal:
         self._lock = _lock_folder(folder)
         self._path = folder / "journal.db"
         try:
-            self._journal = Database(self._path, _SCHEMA, vfs=vfs, look=self._check_log)
+            self._journal = Database(
+                self._path, _SCHEMA, vfs=vfs, pages=FRAMES_PAGES, look=self._check_log
+            )
             self._index = Index(folder / "index.db", vfs)
+            packs = Database(folder / "packs.db", PACKS_SCHEMA, vfs=vfs, pages=PACKS_PAGES)
+            # Held by whoever uses the writer: a commit waits for a removal, not for more.
+            self._writing = Lock()
+            self._frames = Store(self._journal, "frame", "lsn", self._writing)
+            self._packs = Store(packs, "pack", "number", Lock())
+            self._cleaner = Cleaner(self._index, self._frames, self._packs)
         except BaseException:
             os.close(self._lock)
             raise
@@ -59,16 +71,17 @@ class SqliteJournal:
         self._wal_bytes_due = _WAL_BYTES_MAX
 
     def append(self, lsn: int, frame: bytes) -> None:
-        try:
-            self._writer.execute("INSERT INTO frame VALUES (?, ?)", (lsn, frame))
-        except apsw.Error as error:
-            if is_full(error, self._writer):
-                raise DiskFull(f"{self._path}: {error}") from error
-            raise JournalFailed(f"{self._path}: {type(error).__name__}: {error}") from error
-        wal_bytes = self._journal.wal_bytes()
-        if wal_bytes > self._wal_bytes_due:
-            done = self._finish_checkpoint()
-            self._wal_bytes_due = _WAL_BYTES_MAX if done else wal_bytes + _WAL_BYTES_STEP
+        with self._writing:
+            try:
+                self._writer.execute("INSERT INTO frame VALUES (?, ?)", (lsn, frame))
+            except apsw.Error as error:
+                if is_full(error, self._writer):
+                    raise DiskFull(f"{self._path}: {error}") from error
+                raise JournalFailed(f"{self._path}: {type(error).__name__}: {error}") from error
+            wal_bytes = self._journal.wal_bytes()
+            if wal_bytes > self._wal_bytes_due:
+                done = self._finish_checkpoint()
+                self._wal_bytes_due = _WAL_BYTES_MAX if done else wal_bytes + _WAL_BYTES_STEP
 
     def applied(self) -> tuple[int, int]:
         lsn, incarnation = self._index.applied()
@@ -125,23 +138,19 @@ class SqliteJournal:
     def extents(self, incarnation: int, start: int, end: int) -> list[Extent]:
         return self._index.extents(incarnation, start, end)
 
+    def compact(self) -> bool:
+        return self._cleaner.step()
+
     def read(self, places: Sequence[tuple[int, int, int]]) -> Iterable[bytes]:
-        reader = self._journal.reader()
-        found = []
-        for lsn, at, size in places:
-            try:
-                with reader.blob_open("main", "frame", "body", lsn, False) as blob:
-                    blob.seek(at)
-                    piece = blob.read(size)
-            except (apsw.Error, ValueError) as error:  # ValueError: seek past the end
-                raise CorruptLog(f"{self._path}: frame {lsn}: {error}") from error
-            if len(piece) != size:
-                raise CorruptLog(f"{self._path}: frame {lsn} ends before byte {at + size}")
-            found.append(piece)
+        found: list[bytes] = []
+        for packed, some in groupby(places, lambda place: place[0] < 0):
+            store = self._packs if packed else self._frames
+            found += store.read((abs(lsn), at, size) for lsn, at, size in some)
         return found
 
     def close(self) -> None:
         self._index.database.close()
+        self._packs.database.close()
         self._journal.close()
         os.close(self._lock)
 

@@ -19,6 +19,8 @@ _log = logging.getLogger(__name__)
 
 # How much a restart may have to replay, and how long what is in the index only lags.
 _APPLY_EVERY_S: Final = 1.0
+# How often compaction looks whether there is enough to do.
+_COMPACT_EVERY_S: Final = 1.0
 # TTLs hold to a second; every access looks for itself besides.
 _REAP_EVERY_S: Final = 0.25
 # Expired streams that one turn deletes: more would hold up the appends that share their frame.
@@ -73,6 +75,43 @@ class Indexer:
             else:
                 self._ledger.applied(batch)
                 metrics.INDEX_LAG.set(self._ledger.lsn - batch.lsn)
+
+
+class Compactor:
+    """Lets the journal compact itself, a step at a time, with rests in between."""
+
+    def __init__(self, journal: Journal, fail_stop: Callable[[BaseException], None]) -> None:
+        """Prepare.
+
+        Args:
+            fail_stop: called when it is not known what is on disk; must end the process.
+        """
+        self._journal = journal
+        self._fail_stop = fail_stop
+        self._one_at_a_time = asyncio.Lock()
+
+    async def keep(self) -> None:
+        """Compact, for ever."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            began_s = clock()
+            more = await asyncio.shield(asyncio.create_task(self._step()))
+            # It works on half of one core at most: commits need the interpreter too.
+            await asyncio.sleep(max(clock() - began_s, 0.01) if more else _COMPACT_EVERY_S)
+
+    async def finish(self) -> None:
+        """Wait for a step under way; none begins after it."""
+        await self._one_at_a_time.acquire()
+
+    async def _step(self) -> bool:
+        async with self._one_at_a_time:
+            try:
+                return await asyncio.to_thread(self._journal.compact)
+            except DiskFull as error:
+                _log.warning("compaction waits for room: error=%s", error)
+            except Exception as error:
+                self._fail_stop(error)
+            return False
 
 
 async def reap(catalog: Catalog, streams: Streams) -> None:

@@ -173,6 +173,9 @@ class FailingJournal:
     def extents(self, incarnation: int, start: int, end: int) -> list[Extent]:
         return self.inner.extents(incarnation, start, end)
 
+    def compact(self) -> bool:
+        return self.inner.compact()
+
     def read(self, places: Sequence[tuple[int, int, int]]) -> Iterable[bytes]:
         return self.inner.read(places)
 

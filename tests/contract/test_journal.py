@@ -276,7 +276,7 @@ def test_closed_journal_leaves_no_log_behind(tmp_path: Path) -> None:
     journal = SqliteJournal(tmp_path)
     write(journal, b"one")
     journal.close()
-    assert sorted(os.listdir(tmp_path)) == ["index.db", "journal.db", "lock"]
+    assert sorted(os.listdir(tmp_path)) == ["index.db", "journal.db", "lock", "packs.db"]
 
 
 KILLED = """
@@ -348,7 +348,7 @@ def folder(path: Path) -> None:
     path.mkdir()
 
 
-@pytest.mark.parametrize("name", ["journal.db", "index.db"])
+@pytest.mark.parametrize("name", ["journal.db", "index.db", "packs.db"])
 @pytest.mark.parametrize("make", [foreign, noise, folder])
 def test_file_that_is_not_ours_is_named_and_left_alone(
     tmp_path: Path, name: str, make: Callable[[Path], None]
@@ -366,7 +366,7 @@ def test_index_of_another_format_is_named(tmp_path: Path) -> None:
     with apsw.Connection(str(tmp_path / "index.db")) as connection:
         connection.execute("PRAGMA user_version = 0")
     connection.close()
-    with pytest.raises(CorruptLog, match=r"index\.db: has format 0, .* needs 2"):
+    with pytest.raises(CorruptLog, match=r"index\.db: has format 0, .* needs 3"):
         SqliteJournal(tmp_path)
 
 

@@ -122,7 +122,7 @@ EVERY = list(range(1, len(SIZES) + 1))
 
 
 def test_killed_journal_has_every_commit(killed: Killed, tmp_path: Path) -> None:
-    assert [len(frames) for frames in killed.appends] == [1, 1, 4, 1, 1, 8, 1, 1]
+    assert [len(frames) for frames in killed.appends] == [1, 1, 5, 1, 1, 9, 1, 1]
     assert start(damaged(killed, tmp_path / "copy", lambda log: None)) == EVERY
 
 
