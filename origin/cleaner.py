@@ -29,6 +29,8 @@ FRAMES_PAGES: Final = "PRAGMA auto_vacuum = INCREMENTAL"
 _WORTH_BYTES: Final = 4 * 1024 * 1024
 _WORTH_FRAMES: Final = 2048
 _WAIT_S: Final = 20.0
+# Who starts over and over has better things to do. Until then frames alone rebuild the index.
+_FIRST_S: Final = 10.0
 # What one transaction removes: commits wait for it, about 5 ms.
 _REMOVE_BYTES: Final = 4 * 1024 * 1024
 _REMOVE_ROWS: Final = 256
@@ -138,11 +140,11 @@ class Cleaner:
         self._index = index
         self._frames = frames
         self._packs = packs
-        self._rested_s = time.monotonic()
+        self._started_s = self._rested_s = time.monotonic()
         self._damaged: set[int] = set()  # blobs that are left alone, until the next start
-        next_pack = one(index.database.writer, "SELECT next_pack FROM applied")[0]
+        self._next_pack: int = one(index.database.writer, "SELECT next_pack FROM applied")[0]
         with suppress(DiskFull):  # their numbers are used again, and so is their space
-            packs.remove_from(next_pack)
+            packs.remove_from(self._next_pack)
 
     def step(self) -> bool:
         """Do some of what there is to do; return whether there is more."""
@@ -172,9 +174,10 @@ class Cleaner:
             for stretch in joined
             if all((part.extent.lsn, part.extent.at) in data for part in stretch.parts)
         ]
-        number = one(self._index.database.reader(), "SELECT next_pack FROM applied")[0]
+        number = self._next_pack
         packs = list(compact.pack(whole, data, number))
         del data
+        self._next_pack += len(packs)  # whatever comes of these
         self._packs.put([(number + n, pack.body) for n, pack in enumerate(packs)])
         for pack in packs:
             self._reread(pack)
@@ -189,12 +192,12 @@ class Cleaner:
             _WORTH_FRAMES,
         )
         compacted: int = self._rows("SELECT compacted FROM applied")[0][0]
-        waited = time.monotonic() - self._rested_s > _WAIT_S
-        if not rows or not (
-            waited or len(rows) == _WORTH_FRAMES or sum(r[1] for r in rows) >= _WORTH_BYTES
-        ):
+        now_s = time.monotonic()
+        worth = len(rows) == _WORTH_FRAMES or sum(row[1] for row in rows) >= _WORTH_BYTES
+        worth = worth or now_s - self._rested_s > _WAIT_S
+        if not rows or not worth or now_s - self._started_s < _FIRST_S:
             return [], compacted
-        self._rested_s = time.monotonic()
+        self._rested_s = now_s
         counts = dict(
             self._rows(
                 "SELECT lsn, count(*) FROM extent WHERE lsn BETWEEN ? AND ? GROUP BY lsn",
@@ -338,7 +341,7 @@ class Cleaner:
         # The last frame stays: it tells where numbers go on, and that the journal is the index's.
         dead = self._rows(
             """SELECT blob.lsn, size FROM applied, blob
-            WHERE live = 0 AND blob.lsn < applied.lsn LIMIT ?""",
+            WHERE live = 0 AND blob.lsn <= compacted AND blob.lsn < applied.lsn LIMIT ?""",
             _REMOVE_ROWS,
         )
         if not dead:

@@ -71,6 +71,11 @@ class Database:
         except FileNotFoundError:
             return 0
 
+    def let_go(self) -> None:
+        """Let go of the file and its log as they are."""
+        for connection in (*self._opened, self.writer):
+            connection.close()
+
     def close(self) -> None:
         """Copy the log into the file and let go of both; what has no room stays in the log."""
         for connection in self._opened:

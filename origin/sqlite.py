@@ -10,6 +10,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from threading import Lock
@@ -32,7 +33,9 @@ _WAL_BYTES_STEP: Final = 16 * 1024 * 1024  # where readers were in the way, it i
 _RESTART_WAIT_MS: Final = 20
 _LOCK_WAIT_S: Final = 5.0  # a predecessor may still be draining
 
-_SCHEMA: Final = """
+# In the order in which one may lack what another names: those before it are looked at first.
+FILES: Final = ("journal.db", "packs.db", "index.db")
+JOURNAL_SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS frame (lsn INTEGER PRIMARY KEY, body BLOB NOT NULL);
 """
 _LAST_FRAME: Final = "SELECT coalesce(max(lsn), 0) FROM frame"
@@ -51,11 +54,12 @@ class SqliteJournal:
             CorruptLog: a file is not ours, or is damaged.
             JournalFailed: the folder cannot be used, or another process holds it.
         """
-        self._lock = _lock_folder(folder)
+        self._lock = lock_folder(folder)
         self._path = folder / "journal.db"
         try:
+            look = partial(check_log, self._path)
             self._journal = Database(
-                self._path, _SCHEMA, vfs=vfs, pages=FRAMES_PAGES, look=self._check_log
+                self._path, JOURNAL_SCHEMA, vfs=vfs, pages=FRAMES_PAGES, look=look
             )
             self._index = Index(folder / "index.db", vfs)
             packs = Database(folder / "packs.db", PACKS_SCHEMA, vfs=vfs, pages=PACKS_PAGES)
@@ -154,12 +158,6 @@ class SqliteJournal:
         self._journal.close()
         os.close(self._lock)
 
-    def _check_log(self, connection: apsw.Connection) -> None:
-        valid_frames = max(checkpoint(connection, "NOOP"), 0)  # -1: no WAL yet
-        tables = one(connection, "SELECT count(*) FROM sqlite_schema")[0]
-        last = one(connection, _LAST_FRAME)[0] if tables else 0
-        wal.check(self._path, valid_frames, last)
-
     def _finish_checkpoint(self) -> bool:
         """Start the WAL anew, unless readers are using it or there is no room; return whether it
         was.
@@ -181,7 +179,18 @@ class SqliteJournal:
         return self._journal.wal_bytes() == 0
 
 
-def _lock_folder(folder: Path) -> int:
+def check_log(path: Path, connection: apsw.Connection) -> None:
+    """Refuse a log of the journal in which commits lie behind damage.
+
+    Raises:
+        CorruptLog: names file and frame.
+    """
+    valid_frames = max(checkpoint(connection, "NOOP"), 0)  # -1: no WAL yet
+    tables = one(connection, "SELECT count(*) FROM sqlite_schema")[0]
+    wal.check(path, valid_frames, one(connection, _LAST_FRAME)[0] if tables else 0)
+
+
+def lock_folder(folder: Path) -> int:
     """Take the folder for this process; the kernel gives it back, however the process ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

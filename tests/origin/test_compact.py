@@ -26,6 +26,7 @@ from tests.origin.wired import Wired, wired
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every step be worth it."""
     monkeypatch.setattr(cleaner, "_WORTH_BYTES", 0)
+    monkeypatch.setattr(cleaner, "_FIRST_S", 0)
 
 
 def settle(origin: Wired) -> None:
