@@ -17,12 +17,14 @@ from origin.reads import Reads
 from origin.recover import recover
 from origin.sqlite import SqliteJournal
 from origin.streams import Streams
+from origin.trimmer import Trimmer
 from origin.upkeep import Compactor, Indexer, reap
 from shared import metrics
 from shared.bus import Publisher
 from shared.clock import Clock, SystemClock
 from shared.config import Settings
 from shared.protocol.caching import CachePolicy
+from shared.protocol.retention import Retention
 from shared.reading import LiveTimes, Reading
 from shared.redis_bus import RedisPublisher
 from shared.tasks import background
@@ -88,7 +90,8 @@ async def open_origin(
     carried_bytes = 0 if settings.json_offsets else PAYLOAD_BYTES_MAX
     ledger = Ledger(catalog, reader, publish, carried_bytes, found)
     committer = Committer(journal, clock, ledger.on_commit, on_failure)
-    streams = Streams(catalog, committer, ledger, reader, clock)
+    retention = Retention(settings.retention_age_s, settings.retention_bytes)
+    streams = Streams(catalog, committer, ledger, reader, clock, retention)
     reads = Reads(
         catalog,
         committer,
@@ -117,7 +120,8 @@ async def open_origin(
         stack.push_async_callback(compactor.finish)
         if settings.registry:
             await streams.open_registry()
-        upkeep = (indexer.keep(), compactor.keep(), reap(catalog, streams))
+        trimmer = Trimmer(catalog, streams, ledger, journal, clock)
+        upkeep = (indexer.keep(), compactor.keep(), trimmer.keep(), reap(catalog, streams))
         await stack.enter_async_context(background(*upkeep))
         yield Handlers(
             streams,

@@ -176,7 +176,7 @@ class _Folder:
             if state.incarnation >= self._next_incarnation:
                 yield f"{where}: the next one is to be {self._next_incarnation}"
             usage = self._counts.setdefault(service_of(state.path), Usage())
-            usage.add(Usage(stored=kept_bytes(state), streams=1))
+            usage.add(Usage(stored=state.kept, streams=1))
             yield from self._gaps(state, where)
         for (incarnation,) in self._rows("SELECT DISTINCT incarnation FROM extent"):
             if incarnation not in self._tails:
@@ -189,14 +189,13 @@ class _Folder:
             state.incarnation,
         ):
             if position is None:
-                position = start
+                position = start  # more may be there than is kept: whole extents, and for forks
                 if start > first_kept(state):
                     yield f"{where}: bytes {first_kept(state)} to {start} are in no extent"
             elif start != position:
                 yield f"{where}: an extent ends at {position}, the next begins at {start}"
             position = start + size
-        if position is None:
-            position = first_kept(state)
+        position = first_kept(state) if position is None else position
         if position != state.tail:
             yield f"{where}: extents end at {position}, its tail is {state.tail}"
 
@@ -266,9 +265,4 @@ class _Look:
 
 def first_kept(state: StreamState) -> int:
     """Return where the first of a stream's own bytes must be."""
-    return state.base
-
-
-def kept_bytes(state: StreamState) -> int:
-    """Return how many bytes of its own a stream keeps."""
-    return state.tail - state.base
+    return max(state.base, state.low)

@@ -254,7 +254,13 @@ class Cleaner:
         )
 
     def _spans(self, moving: Sequence[Part]) -> dict[int, int]:
-        return {}
+        """Return how far apart joined appends may be, where data goes by age: an eighth of it."""
+        rows = self._rows(
+            """SELECT incarnation, state->'retention'->>'age_s' AS age_s FROM stream
+            WHERE incarnation IN (SELECT value FROM json_each(?)) AND age_s IS NOT NULL""",
+            orjson.dumps(list({part.incarnation for part in moving})).decode(),
+        )
+        return {incarnation: age_s * 1000 // 8 for incarnation, age_s in rows}
 
     def _fetch(self, joined: Sequence[Joined]) -> dict[tuple[int, int], bytes]:
         """Read and verify what moves; what is damaged is left out, and logged."""

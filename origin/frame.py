@@ -21,11 +21,13 @@ import orjson
 
 from shared.protocol.expiry import NEVER, Expiry
 from shared.protocol.producer import ProducerKey
+from shared.protocol.retention import Retention
 from shared.protocol.stream import Ancestor, ForkPoint, StreamState
 
 _MAGIC: Final = b"HWF1"
 _HEAD: Final = struct.Struct(">4sIQI")
 _CRC_FROM: Final = 8  # the checksum covers everything after itself
+_WITH_DATA: Final = ("a", "c")
 # A read fetches and verifies whole extents: a chunk costs at most one of them more than it returns.
 _EXTENT_BYTES_MAX: Final = 256 * 1024
 
@@ -61,7 +63,15 @@ class Deleted:
     soft: bool
 
 
-Record = Created | Appended | Deleted
+@dataclass(frozen=True, slots=True)
+class Trimmed:
+    """What came before a position is not kept any more."""
+
+    incarnation: int
+    low: int
+
+
+Record = Created | Appended | Deleted | Trimmed
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +117,9 @@ def encode_frame(lsn: int, at_ms: int, records: Iterable[Record]) -> tuple[bytes
             case Deleted(incarnation, soft):
                 payload = b""
                 rows.append(("d", incarnation, soft))
+            case Trimmed(incarnation, low):
+                payload = b""
+                rows.append(("t", incarnation, low))
         if payload:
             payloads.setdefault(incarnation, []).append(payload)
     table = orjson.dumps((at_ms, rows))
@@ -174,6 +187,8 @@ def _decode(frame: bytes, lsn: int, table_end: int, where: str) -> Frame:
                 records.append(Created(state, take(state.incarnation, size)))
             case ["d", incarnation, soft]:
                 records.append(Deleted(incarnation, soft))
+            case ["t", incarnation, low]:
+                records.append(Trimmed(incarnation, low))
             case _:
                 raise CorruptLog(f"{where}: unknown record {row!r:.80}")
     return Frame(lsn, at_ms, records, placements)
@@ -196,7 +211,7 @@ def _groups(sizes: Sequence[int]) -> Iterator[tuple[int, ...]]:
 def _place(frame: bytes, at: int, rows: list[Any], where: str) -> list[Placement]:
     sizes: dict[int, list[int]] = {}
     for row in rows:
-        if row[0] != "d" and row[2]:
+        if row[0] in _WITH_DATA and row[2]:
             incarnation = row[1] if row[0] == "a" else row[1]["incarnation"]
             sizes.setdefault(incarnation, []).append(row[2])
     placements = []
@@ -228,6 +243,8 @@ def decode_state(document: Mapping[str, Any]) -> StreamState:
         known["expiry"] = Expiry(**expiry)
     else:
         known["expiry"] = NEVER
+    if (retention := known.get("retention")) is not None:
+        known["retention"] = Retention(**retention)
     if (fork := known.get("fork")) is not None:
         known["fork"] = ForkPoint(**fork)
     if lineage := known.get("lineage"):

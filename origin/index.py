@@ -20,12 +20,13 @@ import orjson
 
 from origin.database import Database, empty_log, is_full, one, reading
 from origin.frame import decode_state, encode_state
-from origin.journal import Batch, Deadline, DiskFull, Extent, JournalFailed, Stored
+from origin.journal import CUTS, Batch, Deadline, DiskFull, Extent, JournalFailed, Overdue, Stored
 from origin.usage import Usage
 from shared.protocol.producer import ProducerState
+from shared.protocol.retention import Stretch
 from shared.protocol.stream import StreamState
 
-_FORMAT: Final = 3
+_FORMAT: Final = 4
 # Rows that one statement takes: its text is made and taken apart while nobody else runs.
 _ROWS_AT_ONCE: Final = 256
 
@@ -55,6 +56,9 @@ CREATE TRIGGER IF NOT EXISTS extent_put AFTER INSERT ON extent BEGIN
     UPDATE blob SET live = live + new.size WHERE lsn = new.lsn; END;
 CREATE TRIGGER IF NOT EXISTS extent_gone AFTER DELETE ON extent BEGIN
     UPDATE blob SET live = live - old.size WHERE lsn = old.lsn; END;
+-- When there may be something to trim.
+CREATE TABLE IF NOT EXISTS look (incarnation INTEGER PRIMARY KEY, due_ms INTEGER NOT NULL);
+CREATE INDEX IF NOT EXISTS look_due ON look (due_ms);
 CREATE TABLE IF NOT EXISTS usage (
     service TEXT PRIMARY KEY, appends INTEGER NOT NULL, bytes INTEGER NOT NULL, units INTEGER NOT
     NULL, stored INTEGER NOT NULL, streams INTEGER NOT NULL) WITHOUT ROWID;
@@ -140,6 +144,14 @@ class Index:
         with reading(self.path):
             return [(row[0], row[1]) for row in self._rows(_DUE, (now_ms, *after, limit))]
 
+    def overdue(self, now_ms: int, after: Deadline, limit: int) -> list[Overdue]:
+        """Return where there may be something to trim."""
+        with reading(self.path):
+            return [
+                Overdue((row[0], row[1]), [Stretch(*cut) for cut in self._rows(_CUTS, (row[1],))])
+                for row in self._rows(_OVERDUE, (now_ms, *after, limit))
+            ]
+
     def usage(self, after: str, limit: int) -> tuple[int, list[tuple[str, Usage]]]:
         """Return counts by service, and the lsn up to which they count."""
         with reading(self.path):
@@ -180,6 +192,9 @@ def _statements(batch: Batch) -> Iterator[tuple[str, Iterable[Any]]]:
     yield _PUT_PRODUCERS, ((inc, key, p.epoch, p.last_seq) for inc, key, p in batch.producers)
     yield _PUT_BLOBS, batch.frames
     yield PUT_EXTENTS, (extent_row(*entry) for entry in batch.extents)
+    yield _TRIM, batch.trims.items()  # after those extents may have come
+    yield _PUT_LOOKS, ((n, due_ms) for n, due_ms in batch.looks.items() if due_ms is not None)
+    yield _DROP_LOOKS, (n for n, due_ms in batch.looks.items() if due_ms is None)
     yield _ADD_USAGE, ((service, *astuple(usage)) for service, usage in batch.usage.items())
 
 
@@ -240,8 +255,24 @@ INSERT INTO extent SELECT value->>0, value->>1, value->>2, value->>3, value->>4,
 ON CONFLICT DO NOTHING"""
 _DELETES: Final = tuple(
     f"DELETE FROM {table} WHERE incarnation IN (SELECT value FROM json_each(?))"
-    for table in ("stream", "producer", "extent")
+    for table in ("stream", "producer", "extent", "look")
 )
+# Whole extents: compaction may have joined one across the position.
+_TRIM: Final = """
+DELETE FROM extent WHERE (incarnation, start) IN (
+    SELECT old.incarnation, old.start FROM json_each(?) AS trimmed JOIN extent AS old
+        ON old.incarnation = trimmed.value->>0 AND old.start < trimmed.value->>1
+    WHERE old.start + old.size <= trimmed.value->>1)"""
+_PUT_LOOKS: Final = """
+INSERT OR REPLACE INTO look SELECT value->>0, value->>1 FROM json_each(?)"""
+_DROP_LOOKS: Final = "DELETE FROM look WHERE incarnation IN (SELECT value FROM json_each(?))"
+_OVERDUE: Final = """
+SELECT due_ms, incarnation FROM look
+WHERE due_ms <= ?1 AND (due_ms, incarnation) > (?2, ?3) ORDER BY due_ms, incarnation LIMIT ?4"""
+# More of them are trimmed at the next look.
+_CUTS: Final = f"""
+SELECT start + size, at_ms FROM extent WHERE incarnation = ?1 AND start >= coalesce(
+    (SELECT state->>'low' FROM stream WHERE incarnation = ?1), 0) ORDER BY start LIMIT {CUTS}"""
 _ADD_USAGE: Final = """
 INSERT INTO usage SELECT value->>0, value->>1, value->>2, value->>3, value->>4, value->>5
 FROM json_each(?) WHERE true

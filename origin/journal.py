@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 from origin.usage import Usage
 from shared.protocol.producer import ProducerState
+from shared.protocol.retention import Stretch
 from shared.protocol.stream import StreamState
 
 
@@ -47,8 +48,19 @@ class Stored:
     forks: int = 0  # streams that inherit from it
 
 
+# What one look at a stream sees of its beginning: 1,000 extents are up to 256 MB.
+CUTS: Final = 1000
+
 # When a stream is over (Unix milliseconds), and which: what the index sorts them by.
 Deadline = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """A stream in which there may be something to trim, and how what it keeps of its own begins."""
+
+    due: Deadline
+    stretches: Sequence[Stretch]  # at most CUTS
 
 
 @dataclass(slots=True)
@@ -65,6 +77,10 @@ class Batch:
     forks: dict[int, int] = field(default_factory=dict)  # by incarnation, where the number changed
     usage: dict[str, Usage] = field(default_factory=dict)  # what services' counts change by
     frames: list[tuple[int, int]] = field(default_factory=list)  # lsn, bytes of payload
+    # Positions, by incarnation: the extents that end there or before are not needed any more.
+    trims: dict[int, int] = field(default_factory=dict)
+    # When there may be something to trim, Unix milliseconds, by incarnation; None: never.
+    looks: dict[int, int | None] = field(default_factory=dict)
 
 
 class Journal(Protocol):
@@ -108,6 +124,11 @@ class Journal(Protocol):
     def due(self, now_ms: int, after: Deadline, limit: int) -> list[Deadline]:
         """Return which streams of the index are over by now: the first ones that follow a
         deadline."""
+        ...
+
+    def overdue(self, now_ms: int, after: Deadline, limit: int) -> list[Overdue]:
+        """Return streams of the index in which there may be something to trim by now: the first
+        ones that follow a deadline."""
         ...
 
     def usage(self, after: str, limit: int) -> tuple[int, list[tuple[str, Usage]]]:

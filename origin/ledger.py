@@ -11,7 +11,7 @@ from origin.journal import Batch, Extent
 from origin.reader import Reader
 from origin.recover import Recovered
 from origin.stream import Stream
-from origin.usage import NOTHING, Usage, service_of
+from origin.usage import NOTHING, Usage, on_trim, service_of
 from shared.wake import Wake
 
 # They cannot leave memory before the index has them, and collecting them takes the loop 2 µs each.
@@ -54,6 +54,7 @@ class Ledger:
         self._dirty: dict[int, Stream] = {}
         self._deleted = list(found.deleted)
         self._forks = dict(found.forks)
+        self._looks: dict[int, int | None] = dict(found.looks)
         self._usage = found.usage
         self._frames = found.frames  # lsn, bytes of payload
         self._applying: Batch | None = None
@@ -73,11 +74,17 @@ class Ledger:
         # The first change of a commit knows where the tail was before it; later ones keep that.
         self._moves.setdefault(incarnation, _Move(stream, before))
         self.note(stream)
-        service = service_of(stream.state.path)
-        usage = self._usage.get(service)
-        if usage is None:
-            usage = self._usage[service] = Usage()
-        usage.add(counted)
+        self._count(stream, counted)
+
+    def trim(self, stream: Stream, size: int) -> None:
+        """Note that size bytes of a stream's own are durably not kept any more."""
+        self.note(stream)
+        self._count(stream, on_trim(size))
+
+    def look_at(self, stream: Stream, due_ms: int | None) -> None:
+        """Note when there may be something to trim; None: not before somebody says so."""
+        self._looks[stream.state.incarnation] = due_ms
+        self.note(stream)
 
     def note(self, stream: Stream) -> None:
         """Note that the index should learn something of a stream that no commit tells."""
@@ -95,6 +102,7 @@ class Ledger:
         incarnation = stream.state.incarnation
         self._dirty.pop(incarnation, None)
         self._forks.pop(incarnation, None)
+        self._looks.pop(incarnation, None)
         self._deleted.append(incarnation)
         self._catalog.drop(stream)
 
@@ -138,6 +146,7 @@ class Ledger:
         dirty, self._dirty = self._dirty, {}
         batch.deleted, self._deleted = self._deleted, []
         batch.forks, self._forks = self._forks, {}
+        batch.looks, self._looks = self._looks, {}
         batch.usage, self._usage = self._usage, {}
         batch.frames, self._frames = self._frames, []
         for incarnation, stream in dirty.items():
@@ -147,6 +156,8 @@ class Ledger:
             batch.extents += ((incarnation, extent) for extent in stream.extents)
             batch.producers += ((incarnation, *entry) for entry in stream.dirty_producers.items())
             stream.dirty_producers = {}
+            if stream.durable.low and not stream.durable_forks:
+                batch.trims[incarnation] = stream.durable.low
         self._applying = batch
         return batch
 
@@ -180,8 +191,18 @@ class Ledger:
         for incarnation, forks in batch.forks.items():
             if incarnation in by_incarnation:
                 self._forks.setdefault(incarnation, forks)
+        for incarnation, due_ms in batch.looks.items():
+            if incarnation in by_incarnation:
+                self._looks.setdefault(incarnation, due_ms)
         for service, usage in batch.usage.items():
             self._usage.setdefault(service, Usage()).add(usage)
+
+    def _count(self, stream: Stream, counted: Usage) -> None:
+        service = service_of(stream.state.path)
+        usage = self._usage.get(service)
+        if usage is None:
+            usage = self._usage[service] = Usage()
+        usage.add(counted)
 
     def _announce(self, move: _Move) -> None:
         state = move.stream.durable

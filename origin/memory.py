@@ -4,9 +4,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from origin.frame import CorruptLog
-from origin.journal import Batch, Deadline, Extent, Stored
+from origin.journal import CUTS, Batch, Deadline, Extent, Overdue, Stored
 from origin.usage import Usage
 from shared.protocol.producer import ProducerState
+from shared.protocol.retention import Stretch
 from shared.protocol.stream import StreamState
 
 
@@ -21,6 +22,7 @@ class MemoryJournal:
         self._extents: dict[int, dict[int, Extent]] = {}
         self._forks: dict[int, int] = {}
         self._usage: dict[str, Usage] = {}
+        self._looks: dict[int, int] = {}
 
     def append(self, lsn: int, frame: bytes) -> None:
         assert lsn == len(self._frames) + 1
@@ -54,6 +56,21 @@ class MemoryJournal:
         )
         return sorted(end for end in ends if end[0] <= now_ms and end > after)[:limit]
 
+    def overdue(self, now_ms: int, after: Deadline, limit: int) -> list[Overdue]:
+        ends = sorted((due_ms, n) for n, due_ms in self._looks.items() if due_ms <= now_ms)
+        return [
+            Overdue(
+                end,
+                [
+                    Stretch(extent.end, extent.at_ms)
+                    for start, extent in sorted(self._extents.get(end[1], {}).items())
+                    if start >= self._streams[end[1]][0].low
+                ][:CUTS],
+            )
+            for end in ends
+            if end > after
+        ][:limit]
+
     def usage(self, after: str, limit: int) -> tuple[int, list[tuple[str, Usage]]]:
         services = (entry for entry in sorted(self._usage.items()) if entry[0] > after)
         return self._applied[0], list(islice(services, limit))
@@ -70,7 +87,7 @@ class MemoryJournal:
 
     def apply(self, batch: Batch) -> None:
         for incarnation in batch.deleted:
-            for table in (self._streams, self._producers, self._extents, self._forks):
+            for table in (self._streams, self._producers, self._extents, self._forks, self._looks):
                 table.pop(incarnation, None)
         self._streams.update({s.incarnation: (s, touched) for s, touched in batch.streams})
         self._forks.update(batch.forks)
@@ -78,6 +95,13 @@ class MemoryJournal:
             self._producers.setdefault(incarnation, {})[key] = producer
         for incarnation, extent in batch.extents:
             self._extents.setdefault(incarnation, {})[extent.start] = extent
+        for incarnation, low in batch.trims.items():
+            held = self._extents.get(incarnation, {})
+            for start in [start for start, extent in held.items() if extent.end <= low]:
+                del held[start]
+        self._looks.update({n: due_ms for n, due_ms in batch.looks.items() if due_ms is not None})
+        for incarnation in (n for n, due_ms in batch.looks.items() if due_ms is None):
+            self._looks.pop(incarnation, None)
         for service, usage in batch.usage.items() if batch.lsn > self._applied[0] else ():
             self._usage.setdefault(service, Usage()).add(usage)
         self._applied = (batch.lsn, batch.next_incarnation)

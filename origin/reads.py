@@ -96,8 +96,11 @@ class Reads:
         try:
             span = await self._reader.chunk(state, position)
         except (AssertionError, CorruptLog):
-            if self._catalog.of(state.incarnation) is None:
+            stream = self._catalog.of(state.incarnation)
+            if stream is None:
                 raise NotFound(state.path) from None  # deleted while it was read
+            if stream.state.low > state.low:
+                stream.state.position_of(state.offset_at(position))  # trimmed while it was read
             raise
         begin, stored = span.start, span.stored
         if begin < position and media.is_json(state.content_type):

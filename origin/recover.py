@@ -4,11 +4,12 @@ import logging
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from origin.frame import Appended, CorruptLog, Created, Deleted, Frame, decode_frame
+from origin.frame import Appended, CorruptLog, Created, Deleted, Frame, Trimmed, decode_frame
 from origin.journal import Batch, DiskFull, Extent, Journal
 from origin.stream import Stream
-from origin.usage import Usage, on_append, on_create, on_delete, service_of
+from origin.usage import Usage, on_append, on_create, on_delete, on_trim, service_of
 from shared.protocol.producer import ProducerState
+from shared.protocol.retention import KEEP_ALL
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ class Recovered:
     forks: dict[int, int] = field(default_factory=dict)  # numbers of forks that changed
     usage: dict[str, Usage] = field(default_factory=dict)  # what counts change by
     frames: list[tuple[int, int]] = field(default_factory=list)  # lsn, bytes of payload
+    looks: dict[int, int] = field(default_factory=dict)  # when there may be something to trim
 
 
 def recover(journal: Journal, name: str) -> Recovered:
@@ -78,12 +80,19 @@ class _Replay:
                     _replay_append(stream, record)
                     stream.touched_ms = max(stream.touched_ms, frame.at_ms)
                     self._count(stream, on_append(len(record.payload)))
+                case Trimmed(incarnation, low):
+                    stream = self._known(incarnation, where)
+                    before = stream.state.kept
+                    stream.state = replace(stream.state, low=low)
+                    self._count(stream, on_trim(before - stream.state.kept))
                 case Deleted(incarnation, soft):
                     stream = self._known(incarnation, where)
                     stream.state = replace(stream.state, deleted=True)
                     if not soft:
                         self._drop(stream)
             stream.durable = stream.state
+            if stream.state.retention != KEEP_ALL and not stream.state.deleted:
+                found.looks[stream.state.incarnation] = 0  # it finds out what there is to do
         payload_bytes = 0
         for placement in frame.placements:
             payload_bytes += sum(placement.sizes)
@@ -115,6 +124,9 @@ class _Replay:
             batch.streams.append((stream.durable, stream.touched_ms))
             batch.extents += ((incarnation, extent) for extent in stream.extents)
             batch.producers += ((incarnation, *entry) for entry in stream.dirty_producers.items())
+            if stream.durable.low and not stream.durable_forks:
+                batch.trims[incarnation] = stream.durable.low
+        batch.looks.update(found.looks)
         try:
             self._journal.apply(batch)
         except DiskFull:
@@ -136,9 +148,10 @@ class _Replay:
     def _drop(self, stream: Stream) -> None:
         found, state = self.found, stream.state
         del found.streams[state.incarnation]
+        found.looks.pop(state.incarnation, None)
         found.forks.pop(state.incarnation, None)
         found.deleted.add(state.incarnation)
-        self._count(stream, on_delete(state.tail - state.base))
+        self._count(stream, on_delete(state.kept))
         source = None if state.fork is None else self._stream(state.fork.source)
         if source is not None:
             self._count_fork(source, -1)

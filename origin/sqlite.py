@@ -23,7 +23,7 @@ from origin.cleaner import FRAMES_PAGES, PACKS_PAGES, PACKS_SCHEMA, Cleaner, Sto
 from origin.database import BUSY_MS, Database, checkpoint, empty_log, is_full, one, reading
 from origin.frame import CorruptLog
 from origin.index import Index
-from origin.journal import Batch, Deadline, DiskFull, Extent, JournalFailed, Stored
+from origin.journal import Batch, Deadline, DiskFull, Extent, JournalFailed, Overdue, Stored
 from origin.usage import Usage
 
 # Past this the commit thread itself finishes the checkpoint; behind it, the applier keeps up alone.
@@ -111,6 +111,9 @@ class SqliteJournal:
 
     def due(self, now_ms: int, after: Deadline, limit: int) -> list[Deadline]:
         return self._index.due(now_ms, after, limit)
+
+    def overdue(self, now_ms: int, after: Deadline, limit: int) -> list[Overdue]:
+        return self._index.overdue(now_ms, after, limit)
 
     def usage(self, after: str, limit: int) -> tuple[int, list[tuple[str, Usage]]]:
         return self._index.usage(after, limit)

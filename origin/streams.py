@@ -7,14 +7,14 @@ import orjson
 
 from origin.catalog import Catalog, soft_deleted
 from origin.commit import Change, Committer
-from origin.frame import Appended, Created, Deleted
+from origin.frame import Appended, Created, Deleted, Trimmed
 from origin.ledger import Ledger
 from origin.reader import Reader
 from origin.stream import Stream
 from origin.usage import NOTHING, on_append, on_create, on_delete
 from shared import metrics
 from shared.clock import Clock
-from shared.protocol import fork, jsonmode, media, names
+from shared.protocol import fork, jsonmode, media, names, retention
 from shared.protocol.append import Accepted, Append, Unchanged, decide_append
 from shared.protocol.errors import (
     BadRequest,
@@ -26,6 +26,7 @@ from shared.protocol.errors import (
 )
 from shared.protocol.expiry import NEVER, inherit_expiry
 from shared.protocol.offset import Offset, Start, parse_start
+from shared.protocol.retention import KEEP_ALL, Retention
 from shared.protocol.stream import Ancestor, Create, ForkPoint, StreamState, ensure_same
 
 _REGISTRY_METHODS: Final = "GET, HEAD"
@@ -45,12 +46,19 @@ class Streams:
         ledger: Ledger,
         reader: Reader,
         clock: Clock,
+        retention: Retention = KEEP_ALL,
     ) -> None:
+        """Prepare.
+
+        Args:
+            retention: of streams whose creation asks for none; forks keep all that they inherit.
+        """
         self._catalog = catalog
         self._committer = committer
         self._ledger = ledger
         self._reader = reader
         self._clock = clock
+        self._retention = retention
 
     async def open_registry(self) -> None:
         """See to it that the registry stream exists."""
@@ -128,6 +136,22 @@ class Streams:
         self._committer.submit(*self._delete(stream))
         return True
 
+    def trim(self, stream: Stream, low: int) -> None:
+        """Keep a stream from a position on, which lies on an append boundary."""
+        before = stream.state
+        assert before.low < low <= before.tail
+        after = stream.state = replace(before, low=low)
+
+        def undo() -> None:
+            stream.state = before
+
+        def done() -> None:
+            self._ledger.trim(stream, before.kept - after.kept)
+            stream.durable = after
+            metrics.TRIMMED_BYTES.inc(before.kept - after.kept)
+
+        self._committer.submit(Change(Trimmed(before.incarnation, low), done, undo))
+
     async def settled(self) -> None:
         """Return when all that is decided so far is durable.
 
@@ -202,9 +226,13 @@ class Streams:
         source = None if point is None else catalog.of(point.source)
         expiry = asked.expiry
         lineage: tuple[Ancestor, ...] = ()
+        keep, low = asked.retention, 0
         if source is not None and point is not None:
             expiry = inherit_expiry(source.state.expiry, expiry)
             lineage = fork.lineage_of(source.state, point.position)
+            low = source.state.low
+        elif keep == KEEP_ALL and path != names.REGISTRY:
+            keep = self._retention
         state = StreamState(
             path=path,
             incarnation=catalog.next_incarnation,
@@ -215,6 +243,8 @@ class Streams:
             lineage=lineage,
             tail=(0 if point is None else point.position) + len(stored),
             closed=asked.closed,
+            retention=keep,
+            low=low,
         )
         stream = Stream(state, now_ms)
         catalog.next_incarnation += 1  # also where the disk turns out full: numbers are plenty
@@ -233,6 +263,8 @@ class Streams:
             if source is not None:
                 self._ledger.count_fork(source, 1)
             catalog.watch(stream)
+            if keep.age_s is not None:
+                self._ledger.look_at(stream, now_ms + keep.age_s * 1000)
             metrics.STREAMS.inc()
 
         return state, Change(Created(state, stored), done, undo)
@@ -254,6 +286,8 @@ class Streams:
         def done() -> None:
             self._ledger.move(stream, before.tail, on_append(len(outcome.stored)))
             stream.durable = after
+            if retention.is_over(after.retention, after.kept):
+                self._ledger.look_at(stream, 0)
             if key is not None and outcome.producer is not None:
                 stream.dirty_producers[key.producer_id] = outcome.producer
 
@@ -293,7 +327,7 @@ class Streams:
                     source.forks += 1
 
         def done() -> None:
-            gone = NOTHING if soft else on_delete(before.tail - before.base)
+            gone = NOTHING if soft else on_delete(before.kept)
             self._ledger.move(stream, before.tail, gone)
             stream.durable = after
             if not soft:

@@ -56,6 +56,11 @@ def on_create(size: int) -> Usage:
     return Usage(1, size, units_of(size), size, 1) if size else Usage(streams=1)
 
 
+def on_trim(size: int) -> Usage:
+    """Return what the loss of size bytes counts that are not kept any more."""
+    return Usage(stored=-size)
+
+
 def on_delete(kept: int) -> Usage:
     """Return what a stream takes away that goes for good, with kept bytes of its own."""
     return Usage(stored=-kept, streams=-1)

@@ -90,6 +90,18 @@ class Settings:
         (UP, ORIGIN),
         least=1,
     )
+    retention_age_s: int | None = _setting(
+        None,
+        "how long data is kept in streams that ask for no retention; none: for ever",
+        (UP, ORIGIN),
+        least=1,
+    )
+    retention_bytes: int | None = _setting(
+        None,
+        "how much is kept of streams that ask for no retention; none: everything",
+        (UP, ORIGIN),
+        least=1,
+    )
     json_offsets: bool = _setting(
         False, "put headers.offset into State protocol messages on reads", (UP, ORIGIN)
     )

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import apsw
 
-from origin.journal import Batch, Deadline, Extent, Journal, Stored
+from origin.journal import Batch, Deadline, Extent, Journal, Overdue, Stored
 from origin.memory import MemoryJournal
 from origin.usage import Usage
 from shared.protocol.chunk import Chunk
@@ -160,6 +160,9 @@ class FailingJournal:
 
     def due(self, now_ms: int, after: Deadline, limit: int) -> list[Deadline]:
         return self.inner.due(now_ms, after, limit)
+
+    def overdue(self, now_ms: int, after: Deadline, limit: int) -> list[Overdue]:
+        return self.inner.overdue(now_ms, after, limit)
 
     def usage(self, after: str, limit: int) -> tuple[int, list[tuple[str, Usage]]]:
         return self.inner.usage(after, limit)

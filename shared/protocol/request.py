@@ -16,6 +16,7 @@ from shared.protocol.media import parse_content_type
 from shared.protocol.offset import check_token
 from shared.protocol.precondition import IfMatch, parse_if_match
 from shared.protocol.producer import ProducerKey
+from shared.protocol.retention import parse_retention
 from shared.protocol.stream import Create
 
 _INTEGER = re.compile(r"0|[1-9][0-9]{0,15}", re.ASCII)
@@ -47,6 +48,8 @@ _KNOWN: Final = {
         _IF_MATCH,
         names.STREAM_TTL,
         names.STREAM_EXPIRES_AT,
+        names.STREAM_RETENTION_AGE,
+        names.STREAM_RETENTION_BYTES,
         names.STREAM_SEQ,
         names.STREAM_CLOSED,
         names.STREAM_FORKED_FROM,
@@ -195,6 +198,9 @@ def parse_create(headers: Headers, body: bytes, prefix: str) -> Create:
         forked_from=None if source is None else parse_path(source, prefix),
         fork_offset=None if offset is None else check_token(offset),
         fork_sub_offset=sub,
+        retention=parse_retention(
+            _single(given, names.STREAM_RETENTION_AGE), _single(given, names.STREAM_RETENTION_BYTES)
+        ),
     )
 
 

@@ -11,12 +11,13 @@ import apsw
 import pytest
 
 from origin.frame import CorruptLog
-from origin.journal import Batch, Extent, Journal, JournalFailed, Stored
+from origin.journal import Batch, Extent, Journal, JournalFailed, Overdue, Stored
 from origin.memory import MemoryJournal
 from origin.sqlite import SqliteJournal
 from origin.usage import Usage
 from shared.protocol.expiry import Expiry
 from shared.protocol.producer import ProducerKey, ProducerState
+from shared.protocol.retention import Stretch
 from shared.protocol.stream import Ancestor, ForkPoint, StreamState
 from tests.service import ROOT
 
@@ -242,6 +243,34 @@ def test_due_streams_come_in_the_order_of_their_deadlines(journal: Journal) -> N
     assert journal.due(9999, (0, 0), 9) == [(5000, 2)]
 
 
+def test_trimmed_extents_go_whole_and_not_before(journal: Journal) -> None:
+    write(journal, b"one")
+    extents = [(1, Extent(at, 1, at, (6, 4), at, at_ms=at)) for at in (0, 10, 20, 30)]
+    journal.apply(Batch(1, 2, [(replace(PLAIN, tail=40), 1)], [], extents))
+    journal.apply(Batch(2, 2, trims={1: 20}))
+    assert [extent.start for extent in journal.extents(1, 0, 99)] == [20, 30]
+    journal.apply(Batch(3, 2, trims={1: 29}))
+    assert [extent.start for extent in journal.extents(1, 0, 99)] == [20, 30]
+
+
+def test_overdue_streams_come_with_how_they_begin(journal: Journal) -> None:
+    write(journal, b"one")
+    extents = [(n, Extent(at, 1, at, (10,), 0, at_ms=at)) for n in (1, 2) for at in (0, 10, 20)]
+    streams = [(PLAIN, 1), (replace(PLAIN, incarnation=2, path="2", low=10), 1)]
+    looks: dict[int, int | None] = {1: 500, 2: 400}
+    journal.apply(Batch(1, 3, streams, [], extents, looks=looks))
+    assert journal.overdue(399, (0, 0), 9) == []
+    two = Overdue((400, 2), [Stretch(20, 10), Stretch(30, 20)])
+    one = Overdue((500, 1), [Stretch(10, 0), Stretch(20, 10), Stretch(30, 20)])
+    assert journal.overdue(500, (0, 0), 9) == [two, one]
+    assert journal.overdue(500, (0, 0), 1) == [two]
+    assert journal.overdue(500, (400, 2), 9) == [one]
+    journal.apply(Batch(2, 3, looks={1: 900, 2: None}))
+    assert [overdue.due for overdue in journal.overdue(900, (0, 0), 9)] == [(900, 1)]
+    journal.apply(Batch(3, 3, deleted=[1]))
+    assert journal.overdue(900, (0, 0), 9) == []
+
+
 def test_usage_adds_up_once_a_frame(journal: Journal) -> None:
     write(journal, b"one", b"two")
     batch = Batch(1, 2, usage={"a": Usage(1, 10, 1, 10, 1), "b": Usage(streams=1)})
@@ -366,7 +395,7 @@ def test_index_of_another_format_is_named(tmp_path: Path) -> None:
     with apsw.Connection(str(tmp_path / "index.db")) as connection:
         connection.execute("PRAGMA user_version = 0")
     connection.close()
-    with pytest.raises(CorruptLog, match=r"index\.db: has format 0, .* needs 3"):
+    with pytest.raises(CorruptLog, match=r"index\.db: has format 0, .* needs 4"):
         SqliteJournal(tmp_path)
 
 

@@ -30,6 +30,7 @@ REFUSALS: list[tuple[ProtocolError | Unavailable, int, str, dict[str, str]]] = [
     ),
     (errors.SequenceRegression("b", "a"), 409, "sequence_regression", {}),
     (errors.Gone("x"), 410, "gone", {}),
+    (errors.Trimmed("5_1", "5_7"), 410, "trimmed", {"Stream-Earliest-Offset": "5_7"}),
     (
         errors.TailMoved("7_8", '"7_8"'),
         412,
