@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from edge.chunks import Chunks
 from edge.coalesce import Coalescer
@@ -54,14 +55,11 @@ async def open_edge(
         settings.long_poll_timeout_s, settings.sse_timeout_s, settings.sse_heartbeat_s
     )
     async with AsyncExitStack() as stack:
-        upstream = Upstream(
-            settings.upstream,
-            settings.stream_prefix,
-            timeout_s=settings.upstream_timeout_s,
-            connections=settings.upstream_connections,
-            socket=settings.upstream_socket,
-        )
+        upstream = writes = _upstream(settings, settings.upstream_socket)
         stack.push_async_callback(upstream.close)
+        if settings.relay_socket is not None:
+            writes = _upstream(settings, settings.relay_socket)
+            stack.push_async_callback(writes.close)
         reads: Coalescer[tuple[str, str], Chunk] = Coalescer()
         stack.push_async_callback(reads.close)
         tails = Tails(upstream, reads, bus, clock)
@@ -69,8 +67,8 @@ async def open_edge(
         await tails.start()
         source = EdgeSource(upstream, tails, reads, Chunks(settings.chunk_cache_bytes), clock)
         reading = Reading(source, policy, times, clock)
-        relay = Relay(upstream, Bodies(settings.body_bytes_max))
-        listener = Listener(lambda request: handlers.handle(request))
+        relay = Relay(writes, Bodies(settings.body_bytes_max))
+        listener = Listener(lambda request: handlers.handle(request), settings.keepalive_timeout_s)
         bounds = Bounds(
             connections=claim_descriptors(settings.connections, settings.upstream_connections),
             header_timeout_s=settings.header_timeout_s,
@@ -80,6 +78,16 @@ async def open_edge(
         handlers = Handlers(reading, source, relay, settings.stream_prefix, listener, lane)
         await stack.enter_async_context(lane.running())
         yield Edge(lane, handlers)
+
+
+def _upstream(settings: Settings, socket: Path | None) -> Upstream:
+    return Upstream(
+        settings.upstream,
+        settings.stream_prefix,
+        timeout_s=settings.upstream_timeout_s,
+        connections=settings.upstream_connections,
+        socket=socket,
+    )
 
 
 async def run(settings: Settings, stop: asyncio.Event, announce: Callable[[str], None]) -> None:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from edge.lane import Lane
-from edge.plain import Plain
 from edge.relay import Relay
 from edge.source import EdgeSource
 from shared.connection import GivenBack
+from shared.plain import Plain
 from shared.protocol import reply
 from shared.protocol.errors import MethodNotAllowed
 from shared.protocol.request import parse_path, parse_read

@@ -17,15 +17,15 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-from edge import seats, wire
+from edge import seats
 from edge.outbox import Outbox
 from edge.parked import Group, Parked
-from edge.plain import HEAD_BYTES_MAX, Plain, is_whole, parse_plain
 from edge.seats import NEVER, Party, Seats
 from edge.source import EdgeSource
 from edge.tails import Tails
-from shared import metrics
+from shared import metrics, wire
 from shared.clock import Clock
+from shared.plain import HEAD_BYTES_MAX, Plain, is_partial, parse_plain
 from shared.protocol import reply, sse
 from shared.protocol.caching import CachePolicy
 from shared.protocol.chunk import Chunk
@@ -53,6 +53,7 @@ _COPY_BYTES: Final = 16 * 1024
 # would reset them, and they would never see the 503.
 _TURNED_AWAY_MAX: Final = 128
 _TURNED_AWAY_S: Final = 1.0
+_LINGER_S: Final = 1.0  # how long a peer may take to close after us (RFC 9112 §9.6)
 _RETRY_S: Final = (1, 10)  # those who are turned away come back over this long
 
 
@@ -111,7 +112,7 @@ class Lane:
         self._catching_up: dict[int, tuple[Plain, str]] = {}  # and from which offset on
         self._gatherings: dict[tuple[str, str, bool], _Gathering] = {}  # not begun yet
         self._tasks: set[asyncio.Task[None]] = set()
-        self._turned_away = 0
+        self._turned_away: set[int] = set()
         self._leave_by_s = NEVER  # once draining: nobody waits any longer
         self._idle = asyncio.Event()
 
@@ -180,16 +181,25 @@ class Lane:
             if fd in self._listening:
                 self._accept(self._listening[fd])
                 continue
-            if event & select.EPOLLOUT:
-                self._writable(fd)
-            if event & ~select.EPOLLOUT:
-                self._readable(fd)
+            try:
+                if event & select.EPOLLOUT:
+                    self._writable(fd)
+                if event & ~select.EPOLLOUT and self._seats.state[fd] != seats.FREE:
+                    self._readable(fd)
+            except Exception as error:
+                self._break_off(fd, error)
+
+    def _break_off(self, fd: int, error: Exception) -> None:
+        """Close a connection that we failed: nobody else is to suffer for it."""
+        _log.error("unexpected error", exc_info=error)
+        if self._seats.state[fd] != seats.FREE:
+            self.close(fd)
 
     def _accept(self, listening: socket.socket) -> None:
         due_s = self._clock.monotonic_s() + self._bounds.header_timeout_s
         for _ in range(_ACCEPTS):
             full = self.connections >= self._bounds.connections
-            if full and self._turned_away >= _TURNED_AWAY_MAX:
+            if full and len(self._turned_away) >= _TURNED_AWAY_MAX:
                 self._pause(listening)
                 return
             try:
@@ -206,7 +216,7 @@ class Lane:
             fd = sock.detach()
             os.set_blocking(fd, False)
             if full:
-                self._turned_away += 1
+                self._turned_away.add(fd)
                 self._seats.take(fd, seats.TURNED_AWAY, self._clock.monotonic_s() + _TURNED_AWAY_S)
             else:
                 self._seats.take(fd, seats.HEAD, due_s)
@@ -223,11 +233,18 @@ class Lane:
         except BlockingIOError:
             return
         except OSError:
-            data = b""
-        if not data:
             self.close(fd)
             return
-        match self._seats.state[fd]:
+        state = self._seats.state[fd]
+        if not data:
+            if state in (seats.SENDING, seats.LEAVING):
+                # It has sent its last, but may read on; if it does not, a write will tell.
+                self._seats.state[fd] = seats.DEAF
+                self._listen_to(fd)
+            else:
+                self.close(fd)
+            return
+        match state:
             case seats.HEAD:
                 self._receive(fd, data)
             case seats.PARTIAL:
@@ -236,7 +253,7 @@ class Lane:
                 error = Unavailable("this edge has all the connections that it may have")
                 error.retry_after_s = random.randint(*_RETRY_S)
                 self._reply(fd, failure(error), keep_alive=False)
-            case seats.LEAVING:
+            case seats.LEAVING | seats.LINGERING:
                 pass  # there is no next request
             case _:
                 # The next request comes before this one is answered: it waits here, and what is
@@ -255,15 +272,16 @@ class Lane:
         state = self._seats.state[fd]
         if state == seats.CATCHING_UP:
             self._ask(fd, *self._catching_up[fd])
-        elif state in (seats.SENDING, seats.LEAVING):
+        elif state in (seats.SENDING, seats.LEAVING, seats.DEAF):
             self._sent(fd)
         if self._seats.state[fd] != seats.FREE:
             self._listen_to(fd)
 
     def _listen_to(self, fd: int) -> None:
         """Ask for the events that a connection needs now."""
-        more = len(self._received.get(fd, b"")) <= HEAD_BYTES_MAX
-        rest = fd in self._outbox or self._seats.state[fd] == seats.CATCHING_UP
+        state = self._seats.state[fd]
+        more = state != seats.DEAF and len(self._received.get(fd, b"")) <= HEAD_BYTES_MAX
+        rest = fd in self._outbox or state == seats.CATCHING_UP
         self._epoll.modify(fd, select.EPOLLIN * more | select.EPOLLOUT * rest)
 
     # --- requests --------------------------------------------------------------------------------
@@ -275,7 +293,7 @@ class Lane:
             self._ask(fd, plain, plain.asked.offset)
         elif plain is not None:
             self._reply(fd, reply.refused(plain.error), keep_alive=plain.keep_alive)
-        elif is_whole(received) or len(received) > HEAD_BYTES_MAX:
+        elif not is_partial(received):
             self._hand_over(fd, received)
         else:
             self._received[fd] = received
@@ -342,12 +360,15 @@ class Lane:
         for given, (place, fd) in enumerate(self._seats.places(gathering), 1):
             plain = gathering.asked[place]
             self._seats.leave(fd)
-            if chunk is not None:
-                self._give(fd, plain, chunk)
-            elif fd in self._catching_up:
-                self._end_stream(fd)
-            else:
-                self._reply(fd, refusal, keep_alive=plain.keep_alive)
+            try:
+                if chunk is not None:
+                    self._give(fd, plain, chunk)
+                elif fd in self._catching_up:
+                    self._end_stream(fd)
+                else:
+                    self._reply(fd, refusal, keep_alive=plain.keep_alive)
+            except Exception as error:
+                self._break_off(fd, error)
             if given % _SWEEP_WRITES == 0:
                 await asyncio.sleep(0)
 
@@ -380,15 +401,13 @@ class Lane:
 
     def _finish(self, fd: int, parts: tuple[bytes, ...], *, keep_alive: bool) -> None:
         """Send the last parts of a reply."""
-        if self._seats.state[fd] == seats.TURNED_AWAY:
-            self._turned_away -= 1
         self._seats.state[fd] = seats.SENDING if keep_alive else seats.LEAVING
         self._seats.wait_until(fd, NEVER)  # the outbox looks after those who do not read
         try:
             if self._outbox.send(fd, parts, self._clock.monotonic_s()):
                 self._sent(fd)
             else:
-                self._listen_to(fd)
+                self._await_room(fd)
         except OSError:
             self.close(fd)
 
@@ -416,7 +435,9 @@ class Lane:
         else:
             self._seats.state[fd] = seats.CATCHING_UP
             self._catching_up[fd] = (plain, chunk.next)
-        if not sent or self._seats.state[fd] == seats.CATCHING_UP:
+        if not sent:
+            self._await_room(fd)
+        elif self._seats.state[fd] == seats.CATCHING_UP:
             self._listen_to(fd)
 
     def _end_stream(self, fd: int) -> None:
@@ -432,7 +453,7 @@ class Lane:
     def answered(self, fd: int, *, keep_alive: bool) -> None:
         """Wait for the next request, or close."""
         if not keep_alive:
-            self.close(fd)
+            self._say_goodbye(fd)
             return
         self._seats.state[fd] = seats.HEAD
         self._seats.wait_until(fd, self._clock.monotonic_s() + self._bounds.keepalive_timeout_s)
@@ -440,7 +461,29 @@ class Lane:
         if received is not None:
             if len(received) > HEAD_BYTES_MAX:
                 self._listen_to(fd)
-            self._receive(fd, received)
+            try:
+                self._receive(fd, received)
+            except Exception as error:
+                self._break_off(fd, error)
+
+    def _say_goodbye(self, fd: int) -> None:
+        """Close our half, and the rest when the peer does: to close at once would reset it if it
+        has said anything more, and a reset can overtake the reply."""
+        if self._seats.state[fd] == seats.DEAF:
+            self.close(fd)
+            return
+        ours = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=fd)  # of any family
+        try:
+            ours.shutdown(socket.SHUT_WR)
+        except OSError:
+            ours.detach()
+            self.close(fd)
+            return
+        ours.detach()
+        self._seats.state[fd] = seats.LINGERING
+        self._seats.wait_until(fd, self._clock.monotonic_s() + _LINGER_S)
+        self._received.pop(fd, None)
+        self._listen_to(fd)
 
     def unsent(self, fd: int, payload: bytes, sent: int, *, keep_alive: bool | None) -> None:
         """Keep what the kernel did not take."""
@@ -451,7 +494,14 @@ class Lane:
         if keep_alive is not None:
             self._seats.state[fd] = seats.SENDING if keep_alive else seats.LEAVING
             self._seats.wait_until(fd, NEVER)
-        self._listen_to(fd)
+        self._await_room(fd)
+
+    def _await_room(self, fd: int) -> None:
+        """Wait until the kernel takes more of what a reader has to get, if that may be held."""
+        if self._outbox.is_overfull:
+            self.close(fd, "memory")
+        else:
+            self._listen_to(fd)
 
     def close(self, fd: int, reason: str | None = None) -> None:
         """Close a connection, whatever it waits for."""
@@ -459,8 +509,7 @@ class Lane:
             self._parked.leave(fd)
         else:
             self._seats.leave(fd)
-        if self._seats.state[fd] == seats.TURNED_AWAY:
-            self._turned_away -= 1
+        self._turned_away.discard(fd)
         self._seats.free(fd)
         self._outbox.drop(fd)
         self._received.pop(fd, None)
@@ -483,7 +532,10 @@ class Lane:
                 self.close(fd, "stalled")
             for number, fd in enumerate(self._seats.due(now_s), 1):
                 if self._seats.due_s[fd] <= now_s:  # not if it moved during a pause
-                    self._expire(fd)
+                    try:
+                        self._expire(fd)
+                    except Exception as error:
+                        self._break_off(fd, error)
                 if number % _SWEEP_WRITES == 0:
                     await asyncio.sleep(0)
             waiting = [self._parked.polls, self._parked.streams]
@@ -491,12 +543,14 @@ class Lane:
                 metrics.LIVE_READERS.labels(mode).inc(now - before)
             told = waiting
             metrics.CONNECTIONS.set(self.connections)
-            if not (any(waiting) or len(self._outbox) or self._gatherings or self._tasks):
+            leaving = self._seats.state.count(seats.LINGERING)
+            under_way = any(waiting) or leaving or len(self._outbox) or self._catching_up
+            if not (under_way or self._gatherings or self._tasks):
                 self._idle.set()
 
     def _expire(self, fd: int) -> None:
         match self._seats.state[fd]:
-            case seats.HEAD | seats.TURNED_AWAY:
+            case seats.HEAD | seats.TURNED_AWAY | seats.LINGERING:
                 self.close(fd)
             case seats.PARTIAL:
                 waited = f"no whole request within {self._bounds.header_timeout_s:g} s"
@@ -505,6 +559,9 @@ class Lane:
                 ended = self._parked.take_back(fd)
                 if ended is not None:
                     self._time_out(fd, *ended)
+            case seats.ASKED:  # for the next chunk of an event stream
+                self._seats.leave(fd)
+                self._end_stream(fd)
             case seats.CATCHING_UP:
                 self._end_stream(fd)
 

@@ -78,6 +78,11 @@ class Outbox:
         rest = self._rests.get(fd)
         return rest is not None and rest.size > self._backlog_bytes
 
+    @property
+    def is_overfull(self) -> bool:
+        """Whether so much is held that nobody new may wait: those who are `stalled` go too late."""
+        return self._held_bytes > 2 * _HELD_BYTES_MAX
+
     def add(self, fd: int, parts: tuple[bytes, ...]) -> None:
         """Put parts behind what waits; callers ask `is_full` before."""
         rest = self._rests[fd]

@@ -10,15 +10,14 @@ import random
 from collections import deque
 from typing import Final, Protocol
 
-from edge import wire
 from edge.outbox import Outbox
-from edge.plain import Plain
 from edge.seats import Party, Seats
 from edge.source import EdgeSource
 from edge.tail import Tail
 from edge.tails import Tails
-from shared import metrics
+from shared import metrics, wire
 from shared.clock import Clock
+from shared.plain import Plain
 from shared.protocol import names, reply, sse
 from shared.protocol.caching import CachePolicy
 from shared.protocol.chunk import Chunk
@@ -30,6 +29,9 @@ from shared.web import failure
 
 # Writes in one turn of the loop: 2 ms or so, after which requests and wakes have theirs.
 _SLICE: Final = 400
+# Payloads on their way at once. Each is bytes of its own, and clients choose how many groups there
+# are: a cursor that nobody else has makes one.
+_PASSES_MAX: Final = 16
 
 
 class Desk(Protocol):
@@ -142,6 +144,7 @@ class Parked:
         self._clock = clock
         self._crowds: dict[str, _Crowd] = {}
         self._stirred: dict[_Crowd, None] = {}  # a set that keeps order
+        self._looking: list[Group] = []  # of those that were stirred first
         self._passes: deque[_Pass] = deque()
         self._turn: asyncio.Handle | None = None
         self.polls = 0
@@ -232,16 +235,27 @@ class Parked:
     def _take_turn(self) -> None:
         self._turn = None
         budget = _SLICE
-        while self._stirred and budget > 0:
+        while budget > 0:
+            if len(self._passes) < _PASSES_MAX and (group := self._next_to_look()) is not None:
+                self._look(group)
+                budget -= 1
+            elif self._passes:
+                budget -= self._write(budget)
+            else:
+                return
+        self._schedule()
+
+    def _next_to_look(self) -> Group | None:
+        while True:
+            while self._looking:
+                group = self._looking.pop()
+                if group.crowd.groups.get(group.key) is group:  # else it has news, or is no more
+                    return group
+            if not self._stirred:
+                return None
             crowd = next(iter(self._stirred))
             del self._stirred[crowd]
-            budget -= 1
-            for group in list(crowd.groups.values()):
-                self._look(group)
-        while self._passes and budget > 0:
-            budget -= self._write(budget)
-        if self._stirred or self._passes:
-            self._schedule()
+            self._looking.extend(crowd.groups.values())
 
     def _look(self, group: Group) -> None:
         """Give a group what follows its place, if it is known."""

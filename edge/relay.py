@@ -7,9 +7,8 @@ import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict
 
-from edge.upstream import BrokeOff, Upstream
+from edge.upstream import BrokeOff, Upstream, outcome_unknown
 from shared import metrics
-from shared.protocol.errors import Unavailable
 from shared.protocol.reply import COMMON_HEADERS
 from shared.web import Bodies, base_url
 
@@ -29,16 +28,6 @@ _HOP: Final = frozenset(
     )
 )
 _OURS: Final = frozenset({"date", "server", *(name.lower() for name in COMMON_HEADERS)})
-
-
-class OutcomeUnknown(Unavailable):
-    """The upstream went away after it may have got the request."""
-
-    status = 502
-    code = "outcome_unknown"
-
-    def headers(self) -> dict[str, str]:
-        return {}  # no Retry-After: repeating a plain append could double it
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +65,6 @@ class Relay:
                         response.headers.add(name, value)
         except (BrokeOff, aiohttp.ClientError, TimeoutError) as error:
             reason = str(error) or type(error).__name__
-            raise OutcomeUnknown(
-                f"the upstream broke off, the request may or may not have had its effect: {reason}"
-            ) from None
+            raise outcome_unknown(reason) from None
         response.headers.update(COMMON_HEADERS)
         return response

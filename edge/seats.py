@@ -13,6 +13,8 @@ SENDING: Final = 5  # the rest of its reply waits for the kernel; then the next 
 CATCHING_UP: Final = 6  # an event stream that is not at the tail yet
 LEAVING: Final = 7  # the rest of its last reply; then it is closed
 TURNED_AWAY: Final = 8  # over the limit: its request is read, then refused
+DEAF: Final = 9  # as LEAVING, and its peer has sent its last: there is nothing to read
+LINGERING: Final = 10  # it has its last reply and our goodbye, and may still say something
 
 NEVER: Final = float("inf")
 

@@ -4,14 +4,13 @@ from typing import Final
 
 from edge.chunks import Chunks, Kept
 from edge.coalesce import Coalescer
-from edge.tail import Tail
+from edge.tail import SENTINELS, Tail
 from edge.tails import Tails
 from edge.upstream import Refused, Upstream
 from shared import metrics
 from shared.clock import Clock
-from shared.protocol import names
+from shared.protocol import caching, names
 from shared.protocol.chunk import Chunk
-from shared.protocol.offset import ZERO_TOKEN
 
 # How long a kept chunk is served on the word of its last read, where no wake would tell of a
 # deletion.
@@ -19,7 +18,6 @@ _UNWATCHED_S: Final = 1.0
 # Reads of one place that find nothing though more is believed to be there: it may have been a race
 # once. An upstream that contradicts itself is not asked over and over.
 _LOOKS: Final = 3
-_SENTINELS: Final = frozenset({names.BEGINNING, names.NOW, ZERO_TOKEN})
 
 
 class EdgeSource:
@@ -81,6 +79,9 @@ class EdgeSource:
             asked_s = self._clock.monotonic_s()
             chunk = await self._tails.join(tail, offset)
             self._keep(path, offset, chunk, asked_s)
+            if chunk.empty:
+                # Whoever waits here waits with the same chunk.
+                chunk = self._tails.after(path, chunk.next) or chunk
             return chunk
 
     async def next(self, path: str, after: Chunk) -> Chunk:
@@ -94,7 +95,14 @@ class EdgeSource:
         self._chunks.drop(path)
 
     def _keep(self, path: str, offset: str, chunk: Chunk, asked_s: float) -> None:
-        if offset not in _SENTINELS and (chunk.closed or "immutable" in chunk.cache_control):
+        if chunk.cache_control == caching.NO_STORE:
+            return  # as are those that were made for live readers, who are told something else
+        if offset in SENTINELS:
+            # The path may be another stream's by now: it is asked about each time, and not sent
+            # anew while the tag is the same.
+            if offset != names.NOW and (chunk.closed or not chunk.at_tail):
+                self._chunks.put(path, offset, chunk, float("-inf"))
+        elif chunk.closed or "immutable" in chunk.cache_control:
             self._chunks.put(path, offset, chunk, asked_s)
 
     async def _await_news(self, tail: Tail, offset: str) -> Chunk:

@@ -4,15 +4,15 @@ import sys
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from shared.protocol import caching, jsonmode, media
+from edge.recent import PIECE_BYTES_MAX, Piece, Recent
+from shared.protocol import caching, jsonmode, media, names
 from shared.protocol.chunk import Chunk
+from shared.protocol.offset import ZERO_TOKEN
 from shared.waiters import Waiters
 from shared.wake import Wake
 
-# What is kept of the newest data: readers come back for the next append a round trip late, and find
-# what others got meanwhile. Beyond this they read a chunk like anybody else.
-_RECENT_COUNT_MAX: Final = 64
-_RECENT_BYTES_MAX: Final = 256 * 1024
+# Where a read may begin that is no place of its own.
+SENTINELS: Final = frozenset({names.BEGINNING, names.NOW, ZERO_TOKEN})
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -23,16 +23,9 @@ class TailState:
     closed: bool
 
 
+_NEVER: Final = float("-inf")
 # What a deletion is told as: behind every tail, so it is looked at whatever was read meanwhile.
 _BEYOND: Final = TailState("~", closed=True)
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """Data between two offsets, the first of which is its key."""
-
-    next: str
-    body: bytes
 
 
 class Listener(Protocol):
@@ -53,7 +46,7 @@ class Tail:
 
     __slots__ = (
         "_at_end",
-        "_bytes",
+        "_keeper",
         "_recent",
         "_waiters",
         "confirmed_s",
@@ -70,7 +63,7 @@ class Tail:
         "users",
     )
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, recent: Recent) -> None:
         self.path = path
         self.state: TailState | None = None  # None until a read has found it
         self.told: TailState | None = None  # the furthest that a wake told of; a hint
@@ -81,11 +74,11 @@ class Tail:
         self.listener: Listener | None = None
         self.covered = False  # wakes arrive, so what is known is all there is
         self.failed: Exception | None = None  # why there is nothing to follow any more
-        self.confirmed_s = float("-inf")  # when the upstream was last asked
-        self.heard_s = float("-inf")  # when anything was last heard of it
+        self.confirmed_s = _NEVER  # when the upstream was last asked
+        self.heard_s = _NEVER  # when anything was last heard of it
         self._waiters: Waiters | None = None
-        self._recent: dict[str, _Piece] | None = None  # by start, the oldest first
-        self._bytes = 0
+        self._recent = recent
+        self._keeper = recent.keeper()
         self._at_end: Chunk | None = None  # what a crowd is told that waits at the end
 
     async def news(self) -> None:
@@ -111,12 +104,13 @@ class Tail:
             if self._at_end is None:
                 self._at_end = self._chunk(offset, offset, [])
             return self._at_end
-        if self._recent is None:
-            return None
-        start, pieces, size = offset, [], 0
-        while (piece := self._recent.get(offset)) is not None and size < _RECENT_BYTES_MAX:
-            pieces.append(piece.body)
+        start, size = offset, 0
+        pieces: list[bytes] = []
+        while piece := self._recent.get(self._keeper, offset):
             size += len(piece.body)
+            if pieces and size > PIECE_BYTES_MAX:
+                break
+            pieces.append(piece.body)
             offset = piece.next
         return self._chunk(start, offset, pieces) if pieces else None
 
@@ -148,6 +142,11 @@ class Tail:
             if not at_tail:
                 return False  # somewhere in the middle: it says nothing of the tail
             self.state = seen
+            whole = caching.etag(offset, chunk.next, closed=False)
+            if not chunk.empty and chunk.etag == whole:
+                # Others may have asked at the same place meanwhile, as edges behind a shield do.
+                # Only what begins just there would be the same reply once more.
+                self._recent.keep(self._keeper, offset, Piece(chunk.next, chunk.body))
             self._tell()
             return self.behind
         follows = offset == self.state.offset
@@ -169,7 +168,7 @@ class Tail:
         self._at_end = None
         before, self.state = self.state.offset, to
         if body is not None and to.offset != before:
-            self._remember(before, body)
+            self._recent.keep(self._keeper, before, Piece(to.offset, body))
         self._tell()
 
     def _tell(self) -> None:
@@ -177,16 +176,6 @@ class Tail:
             self._waiters.wake()
         if self.listener is not None:
             self.listener.on_news()
-
-    def _remember(self, before: str, body: bytes) -> None:
-        assert self.state is not None
-        if self._recent is None:
-            self._recent = {}
-        self._recent[before] = _Piece(self.state.offset, body)
-        self._bytes += len(body)
-        while len(self._recent) > _RECENT_COUNT_MAX or self._bytes > _RECENT_BYTES_MAX:
-            oldest = self._recent.pop(next(iter(self._recent)))
-            self._bytes -= len(oldest.body)
 
     def _chunk(self, start: str, end: str, bodies: list[bytes]) -> Chunk:
         assert self.state is not None
@@ -205,7 +194,8 @@ class Tail:
             empty=not bodies,
             at_tail=at_tail,
             closed=closed,
-            etag=caching.etag(start, end, closed=closed),
+            # An empty chunk is what a live reader waits with: no reply has a tag for that.
+            etag=caching.etag(start, end, closed=closed) if bodies else None,
             cache_control=caching.NO_STORE,  # live replies have their own
             ttl_s=self.ttl_s,
         )

@@ -3,11 +3,13 @@
 import asyncio
 import logging
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from functools import partial
+from itertools import islice
 from typing import Final
 
 from edge.coalesce import Coalescer
+from edge.recent import Recent
 from edge.tail import Tail
 from edge.upstream import Refused, Upstream
 from shared import metrics
@@ -24,8 +26,15 @@ _log = logging.getLogger(__name__)
 # How long a stream is followed after its last reader left: long-polls leave and come back.
 _LINGER_S: Final = 5.0
 # A wake may be lost on a healthy bus. A tail that nothing was heard of for as long as a long-poll
-# takes is looked at, so a lost wake costs a reader one round, never the data.
+# takes is looked at, so a lost wake costs a reader one round, never the data. But not more than so
+# many in one sweep: of 100,000 quiet streams, the origin would hear of nothing else.
 _CONFIRM_S: Final = 20.0
+_CONFIRMS_AT_ONCE: Final = 12
+# Tails that one sweep considers: 50 us at most of what other work is there.
+_CONSIDERED_AT_ONCE: Final = 512
+# Reads that failed are tried again by the next sweep, so many at once: while the upstream is gone,
+# there is better to do than to find that out.
+_RETRIES_AT_ONCE: Final = 256
 # A stream with a sliding window expires unless its origin hears of its readers.
 _RENEW_S_MAX: Final = 10.0
 _SWEEP_S: Final = 0.25
@@ -55,6 +64,7 @@ class Tails:
         self._bus = bus
         self._clock = clock
         self._tails: dict[str, Tail] = {}
+        self._recent = Recent()
         self._idle_since_s: dict[str, float] = {}
         self._subscribing: dict[str, asyncio.Task[bool]] = {}
         self._polls: dict[str, asyncio.Task[None]] = {}
@@ -62,6 +72,9 @@ class Tails:
         self._due: asyncio.Queue[Tail] = asyncio.Queue()
         self._queued: set[Tail] = set()
         self._repaired: dict[Tail, bool] = {}  # under repair; whether it is to be looked at again
+        self._failed: dict[Tail, None] = {}  # could not be looked at; a set that keeps order
+        self._windows: set[Tail] = set()  # of streams that expire where nobody reads them
+        self._rota: list[Tail] = []  # whose turn to be considered comes
         self._stack = AsyncExitStack()
 
     async def start(self) -> None:
@@ -95,7 +108,7 @@ class Tails:
         """Hold on to the tail of a stream, found or new; `let_go` must follow."""
         tail = self._tails.get(path)
         if tail is None or tail.failed is not None:
-            tail = self._tails[path] = Tail(path)
+            tail = self._tails[path] = Tail(path, self._recent)
             metrics.TAILS.set(len(self._tails))
         tail.users += 1
         self._idle_since_s.pop(path, None)
@@ -137,11 +150,19 @@ class Tails:
         return chunk
 
     async def join(self, tail: Tail, offset: str) -> Chunk:
-        """Read the upstream for someone who goes on to hear news: what has become known while the
-        read waited its turn is not asked for again."""
+        """Read the upstream for someone who goes on to hear news: what a wake has made known while
+        the read waited its turn is not asked for again."""
+        if not tail.covered:
+            return await self.read(tail, offset)
         return await self._joins.get((tail.path, offset), lambda: self._join(tail, offset))
 
     async def _join(self, tail: Tail, offset: str) -> Chunk:
+        if tail.told is not None and tail.told.offset == offset:
+            # A reader who got this elsewhere, quicker than we: what repairs the tail finds it too.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LATE_S):
+                    while tail.behind and tail.failed is None:
+                        await tail.news()
         known = self.after(tail.path, offset)
         return await self.read(tail, offset) if known is None else known
 
@@ -201,6 +222,8 @@ class Tails:
         tail.confirmed_s = tail.heard_s = max(tail.confirmed_s, asked_s)
         if tail.on_read(offset, chunk):
             self._look(tail)
+        if tail.ttl_s is not None and self._tails.get(tail.path) is tail:
+            self._windows.add(tail)
 
     # --- looking ---------------------------------------------------------------------------------
 
@@ -224,8 +247,7 @@ class Tails:
             except Refused as error:
                 self._end(tail, error)
             except Unavailable:
-                # Readers wait on; the sweep looks again.
-                tail.heard_s = float("-inf")
+                self._failed[tail] = None  # readers wait on; the sweep looks again
             else:
                 if tail.told == told:
                     tail.told = None  # the upstream was asked since, and its word stands
@@ -285,6 +307,8 @@ class Tails:
     def _forget(self, tail: Tail) -> None:
         del self._tails[tail.path]
         self._idle_since_s.pop(tail.path, None)
+        self._windows.discard(tail)
+        self._failed.pop(tail, None)
         self._stop_polling(tail.path)
         if self._bus is not None:
             self._bus.unsubscribe(tail.path)
@@ -297,11 +321,21 @@ class Tails:
             for path, since_s in list(self._idle_since_s.items()):
                 if now_s - since_s > _LINGER_S:
                     self._forget(self._tails[path])
-            for tail in self._tails.values():
-                if tail.users and self._is_stale(tail, now_s):
+            for tail in list(islice(self._failed, _RETRIES_AT_ONCE)):
+                del self._failed[tail]
+                self._look(tail)
+            for tail in self._windows:
+                renew_s = min((tail.ttl_s or 0) / 3, _RENEW_S_MAX)
+                if tail.users and now_s - tail.confirmed_s > renew_s:
                     self._look(tail)
+            for tail in islice(self._unconfirmed(now_s), _CONFIRMS_AT_ONCE):
+                self._look(tail)
 
-    def _is_stale(self, tail: Tail, now_s: float) -> bool:
-        if tail.ttl_s is not None and now_s - tail.confirmed_s > min(tail.ttl_s / 3, _RENEW_S_MAX):
-            return True
-        return tail.covered and now_s - tail.heard_s > _CONFIRM_S
+    def _unconfirmed(self, now_s: float) -> Iterator[Tail]:
+        """Yield tails that nothing was heard of for too long, in turn."""
+        if not self._rota:
+            self._rota = list(self._tails.values())
+        for _ in range(min(_CONSIDERED_AT_ONCE, len(self._rota))):
+            tail = self._rota.pop()
+            if tail.users and tail.covered and now_s - tail.heard_s > _CONFIRM_S:
+                yield tail

@@ -48,6 +48,23 @@ class BrokeOff(Exception):
     """The upstream went away after it may have got a request."""
 
 
+class OutcomeUnknown(Unavailable):
+    """The upstream went away after it may have got the request."""
+
+    status = 502
+    code = "outcome_unknown"
+
+    def headers(self) -> dict[str, str]:
+        return {}  # no Retry-After: repeating a plain append could double it
+
+
+def outcome_unknown(reason: str) -> OutcomeUnknown:
+    """Return the refusal to whoever can't be told what came of their request."""
+    return OutcomeUnknown(
+        f"the upstream broke off, the request may or may not have had its effect: {reason}"
+    )
+
+
 async def _send_once(
     request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
 ) -> aiohttp.ClientResponse:

@@ -5,20 +5,36 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
-from loadtests import append, fanout
+from loadtests import append, catchup, fanout, reads, storm, streams
+from loadtests.launch import FOREIGN, KNOWN, CannotStart
 from loadtests.report import show
-from loadtests.servers import KNOWN, CannotStart, raise_descriptor_limit
+from loadtests.servers import raise_descriptor_limit
 
-SCENARIOS = {"append": append, "fanout": fanout}
+SCENARIOS = {
+    "append": append,
+    "fanout": fanout,
+    "streams": streams,
+    "reads": reads,
+    "storm": storm,
+    "catchup": catchup,
+}
 
 
-def _servers(text: str) -> list[str]:
+_CROWDS = {"fanout", "streams", "storm"}
+
+
+def _names(scenario: str) -> list[str]:
+    return [name for name in KNOWN if scenario in _CROWDS or name not in FOREIGN]
+
+
+def _servers(text: str, known: list[str]) -> list[str]:
     chosen = text.split(",")
     for name in chosen:
-        if name not in KNOWN or chosen.count(name) > 1:
-            raise argparse.ArgumentTypeError(f"expected once each of {', '.join(KNOWN)}: {name!r}")
+        if name not in known or chosen.count(name) > 1:
+            raise argparse.ArgumentTypeError(f"expected once each of {', '.join(known)}: {name!r}")
     return chosen
 
 
@@ -35,10 +51,10 @@ def main(argv: list[str]) -> int:
         )
         one.add_argument(
             "--against",
-            type=_servers,
+            type=partial(_servers, known=_names(name)),
             default=scenario.AGAINST,
             metavar="NAMES",
-            help=f"the last is the reference of the ratios; of {', '.join(KNOWN)}",
+            help=f"the last is the reference of the ratios; of {', '.join(_names(name))}",
         )
         one.add_argument(
             "--folder",

@@ -12,11 +12,12 @@ from typing import Any, Final
 
 from loadtests.client import Connection, Target, required
 from loadtests.crew import Crew
+from loadtests.launch import Options
 from loadtests.ledger import NOTHING, Audit, Sent, audit
 from loadtests.message import Damaged, Shape, names
 from loadtests.proc import Elsewhere, Tree
 from loadtests.report import Result, machine, milliseconds
-from loadtests.servers import Options, Server, running
+from loadtests.servers import Server, running
 from loadtests.writers import GO, Ready, WriteOrder, WriteReport, write
 
 COLUMNS: Final = {

@@ -6,6 +6,8 @@ and never this client, are what a scenario measures.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import socket
 from dataclasses import dataclass
@@ -170,6 +172,26 @@ class Target:
             raise
         return sock
 
+    def begin_connect(self, source: tuple[str, int]) -> tuple[socket.socket, bool]:
+        """Open a connection from an address and port without waiting.
+
+        Returns:
+            A socket that does not block, and whether it is connected already. Over loopback it is,
+            unless the server's accept queue is full; then it gets writable once its fate is known.
+        """
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            # A port that an earlier connection has left a moment ago will do.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(source)
+            code = sock.connect_ex((self.host, self.port))
+            if code not in (0, errno.EINPROGRESS):
+                raise OSError(code, os.strerror(code))
+        except BaseException:
+            sock.close()
+            raise
+        return sock, code == 0
+
 
 def _may_be_whole(head: Head, received: bytearray) -> bool:
     if head.length is not None:
@@ -229,6 +251,16 @@ class Connection:
                 f"{reply.body[:200].decode('latin-1')}"
             )
         return reply
+
+    def send_append(self, request: bytes) -> None:
+        """Send a request that appends, and wait for its answer.
+
+        Raises:
+            BadReply: it is not acknowledged.
+        """
+        reply = self.exchange(request)
+        if not 200 <= reply.head.status < 300:
+            raise BadReply(f"append: {reply.head.status}: {reply.body[:200].decode('latin-1')}")
 
     def create(self, path: str, content_type: str) -> str:
         """Create a stream and return the offset of its tail."""

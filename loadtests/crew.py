@@ -45,6 +45,7 @@ class Crew:
         """Start one process for each of the orders."""
         self._processes = []
         self._pipes: list[Pipe] = []
+        gc.collect()
         gc.freeze()  # a collection in a child would copy every page that the fork shares
         for order in orders:
             ours, theirs = _FORK.Pipe()
@@ -70,10 +71,50 @@ class Crew:
             pipe.close()
         gc.unfreeze()
 
+    @property
+    def size(self) -> int:
+        """Return how many processes there are."""
+        return len(self._pipes)
+
     def tell(self, message: object) -> None:
         """Send the same message to every process."""
         for pipe in self._pipes:
             pipe.send(message)
+
+    def tell_in_turn(
+        self, message: object, answer: type[Report], at_once: int, timeout_s: float
+    ) -> list[Report]:
+        """Send a message to at_once processes, and to the next one whenever one has answered.
+
+        Raises:
+            CrewFailed: a process failed.
+            CrewSilent: one did not answer in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        reports: list[Report] = []
+        untold = self._pipes[::-1]
+        told: list[Pipe] = []
+        while len(reports) < len(self._pipes):
+            while untold and len(told) < at_once:
+                told.append(untold.pop())
+                told[-1].send(message)
+            ready = wait(told, max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise CrewSilent(f"{len(told)} client processes silent for {timeout_s} s")
+            for pipe in [pipe for pipe in told if pipe in ready]:
+                if isinstance(report := _receive(pipe), answer):
+                    told.remove(pipe)
+                    reports.append(report)
+        return reports
+
+    def listen(self, kind: type[Report], timeout_s: float) -> list[Report]:
+        """Return what reports of this kind arrive now, or the first ones within timeout_s.
+
+        Raises:
+            CrewFailed: a process failed.
+        """
+        reports = [_receive(pipe) for pipe in wait(self._pipes, timeout_s) if pipe in self._pipes]
+        return [report for report in reports if isinstance(report, kind)]
 
     def hear(self, kind: type[Report], timeout_s: float) -> list[Report]:
         """Return the next report of this kind of each process, in the order of their orders.

@@ -8,13 +8,16 @@ once for all of them.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from loadtests.client import BadReply, Head, Target, parse_head, parse_reply, required, unchunk
 
 _WAVE: Final = re.compile(rb"<(\d{10})>")
 WAVE_BYTES_MIN: Final = 12
+_STAMP: Final = re.compile(rb"@(\d{16});")
+STAMPED_BYTES_MIN: Final = WAVE_BYTES_MIN + 18
 _CONTROL_OFFSET: Final = re.compile(rb'"streamNextOffset":\s*"([^"]+)"')
 _CONTROL_CURSOR: Final = re.compile(rb'"streamCursor":\s*"([^"]+)"')
 _DATA_EVENT: Final = re.compile(rb"event: ?data\b")
@@ -27,9 +30,26 @@ def wave_message(number: int, size: int) -> bytes:
     return (b"<%010d>" % number).ljust(size, b".")
 
 
+def stamped_message(number: int, due: float, size: int) -> bytes:
+    """Return the message of an append that tells when it was due, on the monotonic clock."""
+    return (b"<%010d>@%016d;" % (number, due * 1e6)).ljust(size, b".")
+
+
 def waves_in(body: bytes) -> tuple[int, ...]:
     """Return the wave numbers in a body, in order."""
     return tuple(int(number) for number in _WAVE.findall(body))
+
+
+def stamps_in(body: bytes) -> tuple[float, ...]:
+    """Return when the messages in a body were due, in order; nothing if they do not tell."""
+    return tuple(int(stamp) / 1e6 for stamp in _STAMP.findall(body))
+
+
+class Place(NamedTuple):
+    """Where a reader is: what the server has told it to come back with."""
+
+    offset: str
+    cursor: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +58,17 @@ class Step:
 
     status: int
     waves: tuple[int, ...] = ()
-    request: bytes | None = None  # what to send next, or after a lost connection
+    stamps: tuple[float, ...] = ()
+    place: Place | None = None  # from where to go on, or None: as before
     ended: bool = False  # the reply is over: the reader must ask again to hear more
+    retry_after_s: float = 0.0  # a refusal may ask for this much patience
 
 
 class Dialect(Protocol):
     """One way to read live."""
 
-    def request(self, offset: str, cursor: str | None = None) -> bytes:
-        """Return the request that waits for what comes after offset."""
+    def request(self, path: str, place: Place) -> bytes:
+        """Return the request that waits for what comes after a place."""
 
     def step(self, data: bytes) -> Step | None:
         """Interpret what arrived; None: incomplete, try again with more appended.
@@ -57,21 +79,23 @@ class Dialect(Protocol):
 
 
 class _Live:
-    def __init__(self, target: Target, path: str, live: str) -> None:
+    def __init__(self, target: Target, live: str) -> None:
         self._target = target
-        self._url = f"{path}?live={live}&offset="
+        self._live = live
 
-    def request(self, offset: str, cursor: str | None = None) -> bytes:
-        url = self._url + offset + (f"&cursor={cursor}" if cursor else "")
+    def request(self, path: str, place: Place) -> bytes:
+        url = f"{path}?live={self._live}&offset={place.offset}"
+        if place.cursor:
+            url += f"&cursor={place.cursor}"
         return self._target.request("GET", url, "Accept: */*", "User-Agent: headwater-loadtests")
 
 
 class LongPoll(_Live):
     """A reader that asks anew after each reply."""
 
-    def __init__(self, target: Target, path: str) -> None:
-        """Read one stream of one server."""
-        super().__init__(target, path, "long-poll")
+    def __init__(self, target: Target) -> None:
+        """Read from one server."""
+        super().__init__(target, "long-poll")
 
     def step(self, data: bytes) -> Step | None:
         """Interpret a reply."""
@@ -80,17 +104,17 @@ class LongPoll(_Live):
             return None
         head = reply.head
         if head.status not in (200, 204):
-            return Step(head.status, ended=True)
-        following = self.request(required(head, "Stream-Next-Offset"), head.field("Stream-Cursor"))
-        return Step(head.status, waves_in(reply.body), following, ended=True)
+            return refusal(head)
+        place = Place(required(head, "Stream-Next-Offset"), head.field("Stream-Cursor"))
+        return Step(head.status, waves_in(reply.body), stamps_in(reply.body), place, ended=True)
 
 
 class ServerSentEvents(_Live):
     """A reader of one long reply, in events."""
 
-    def __init__(self, target: Target, path: str) -> None:
-        """Read one stream of one server."""
-        super().__init__(target, path, "sse")
+    def __init__(self, target: Target) -> None:
+        """Read from one server."""
+        super().__init__(target, "sse")
         # Whether this server sends its events in chunks of HTTP/1.1: all of its replies, or none.
         self._chunked = False
 
@@ -102,7 +126,7 @@ class ServerSentEvents(_Live):
             if head is None:
                 return None
             if head.status != 200:
-                return Step(head.status, ended=True) if parse_reply(data) else None
+                return refusal(head) if parse_reply(data) else None
             self._chunked = _is_chunked(head)
             events = data[head.size :]
         elif _REPLY.startswith(data[: len(_REPLY)]):
@@ -116,12 +140,16 @@ class ServerSentEvents(_Live):
             return None
         offsets = _CONTROL_OFFSET.findall(events)
         cursors = _CONTROL_CURSOR.findall(events)
-        following = None
+        place = None
         if offsets:
-            following = self.request(
-                offsets[-1].decode(), cursors[-1].decode() if cursors else None
-            )
-        return Step(200, waves_in(events), following, ended)
+            place = Place(offsets[-1].decode(), cursors[-1].decode() if cursors else None)
+        return Step(200, waves_in(events), stamps_in(events), place, ended)
+
+
+def refusal(head: Head) -> Step:
+    """Return the step of a reply that is no news, and no end of a wait either."""
+    seconds = head.field("Retry-After") or ""
+    return Step(head.status, ended=True, retry_after_s=float(seconds) if seconds.isdigit() else 0.0)
 
 
 def _is_chunked(head: Head) -> bool:
@@ -137,7 +165,6 @@ def _whole(events: bytes) -> bool:
     return not _DATA_EVENT.match(events[:-2].rpartition(b"\n\n")[2])
 
 
-DIALECTS: Final[dict[str, type[LongPoll] | type[ServerSentEvents]]] = {
-    "lp": LongPoll,
-    "sse": ServerSentEvents,
-}
+# By the name of a mode; each reads one server, over any number of connections.
+Dialects = Mapping[str, Callable[[Target], Dialect]]
+DIALECTS: Final[Dialects] = {"lp": LongPoll, "sse": ServerSentEvents}

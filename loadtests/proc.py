@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -46,9 +48,38 @@ class Tree:
         for pid in self.pids:
             self.pids.extend(children[pid])
 
+    @classmethod
+    def of(cls, pids: Iterable[int]) -> Tree:
+        """Return these processes, which need not be related."""
+        tree = cls.__new__(cls)
+        tree.pids = list(pids)
+        return tree
+
+    def without(self, other: Tree) -> Tree:
+        """Return the processes that are not among others."""
+        return Tree.of(pid for pid in self.pids if pid not in other.pids)
+
+    def named(self, *starts: str) -> Tree:
+        """Return those whose names, as `ps` shows them, start with one of these words."""
+        return Tree.of(pid for pid in self.pids if process_name(pid).startswith(starts))
+
+    def peak_bytes(self) -> int:
+        """Return the sum of the most that each of them ever had resident, since reset_peak."""
+        return sum(_status_bytes(pid, "VmHWM") for pid in self.pids)
+
+    def reset_peak(self) -> None:
+        """Let peak_bytes count from now on."""
+        for pid in self.pids:
+            with suppress(OSError):
+                (PROC / str(pid) / "clear_refs").write_text("5")  # proc(5): resets VmHWM
+
     def cpu_s(self) -> float:
         """Return the CPU time of all of them so far, user and system, in seconds."""
         return sum(_cpu_s(pid) for pid in self.pids)
+
+    def cpu_s_each(self) -> dict[int, float]:
+        """Return the same by process."""
+        return {pid: _cpu_s(pid) for pid in self.pids}
 
     def memory(self) -> Memory:
         """Return the user memory of all of them; the kernel's sockets are not in it."""
@@ -63,11 +94,11 @@ class Tree:
             uss += (kib["Private_Clean"] + kib["Private_Dirty"]) * 1024
         return Memory(pss, uss)
 
-    def settle(self, quiet_s: float = 0.25, limit_s: float = 120.0) -> float:
+    def settle(self, quiet_s: float = 0.25, limit_s: float = 120.0) -> float | None:
         """Wait until the processes have been idle for quiet_s.
 
         Returns:
-            When they last worked, on the monotonic clock; after limit_s, now.
+            When they last worked, on the monotonic clock; None if they did not rest in limit_s.
         """
         began = last_busy = seen = time.monotonic()
         cpu = self.cpu_s()
@@ -77,7 +108,23 @@ class Tree:
             if now_cpu - cpu > QUIET_SHARE * (now - seen):
                 last_busy = now
             seen, cpu = now, now_cpu
-        return last_busy
+        return last_busy if seen - last_busy >= quiet_s else None
+
+
+def process_name(pid: int) -> str:
+    """Return the name of a process, at most 15 bytes; none if it ended."""
+    try:
+        return (PROC / str(pid) / "comm").read_text().rstrip("\n")
+    except OSError:
+        return ""
+
+
+def _status_bytes(pid: int, name: str) -> int:
+    try:
+        lines = (PROC / str(pid) / "status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 class Elsewhere:

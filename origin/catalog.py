@@ -73,10 +73,14 @@ class Catalog:
 
     def at(self, path: str) -> Stream | None:
         """Return the stream that is decided to be at a path."""
+        stream = self.hot(path)
+        return self._load(self._journal.find(path)) if stream is None else stream
+
+    def hot(self, path: str) -> Stream | None:
+        """Return the stream that is decided to be at a path, if it is in memory."""
         stream = self.by_path.get(path)
-        if stream is None:
-            return self._load(self._journal.find(path))
-        self.by_incarnation.move_to_end(stream.state.incarnation)
+        if stream is not None:
+            self.by_incarnation.move_to_end(stream.state.incarnation)
         return stream
 
     def of(self, incarnation: int) -> Stream | None:

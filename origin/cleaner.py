@@ -12,7 +12,7 @@ import orjson
 
 from origin import compact
 from origin.compact import Joined, Pack, Part
-from origin.database import Database, is_full, one
+from origin.database import Database, empty_log, is_full, one
 from origin.frame import CorruptLog
 from origin.index import EXTENT, PUT_EXTENTS, Index, extent_of, extent_row
 from origin.journal import DiskFull, JournalFailed
@@ -90,6 +90,8 @@ class Store:
         with self._writing() as writer:
             for row in rows:
                 writer.execute(f"INSERT OR REPLACE INTO {self._table} VALUES (?, ?)", row)
+        with self._lock:
+            empty_log(self.database.writer)
 
     def remove(self, numbers: Sequence[int]) -> None:
         """Remove rows; those that are not there were removed before."""

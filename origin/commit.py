@@ -89,7 +89,7 @@ class Committer:
         self._queue_bytes = 0
         self._submitted = self._landed_count = 0  # changes so far
         # Who waits for how many of them, in that order.
-        self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._waiters: deque[tuple[int, Callable[[Unavailable | None], None]]] = deque()
         self._flight: _Flight | None = None
         self._next_lsn = 1
         self._pump_due = False
@@ -132,11 +132,32 @@ class Committer:
         """
         if self._submitted == self._landed_count:
             return
-        if self._failed:
-            raise Unavailable("the journal has failed, the server is stopping", retry_after_s=5)
-        waiter = self._loop.create_future()
-        self._waiters.append((self._submitted, waiter))
+        waiter: asyncio.Future[None] = self._loop.create_future()
+
+        def settle(error: Unavailable | None) -> None:
+            if waiter.done():
+                return
+            if error is None:
+                waiter.set_result(None)
+            else:
+                waiter.set_exception(error)
+
+        self.when_settled(settle)
         await waiter
+
+    def when_settled(self, settle: Callable[[Unavailable | None], None]) -> None:
+        """Call back when everything decided so far is durable: at once, if it is; in the order in
+        which it was asked for.
+
+        Args:
+            settle: gets the error if it was undone; must not raise.
+        """
+        if self._submitted == self._landed_count:
+            settle(None)
+        elif self._failed:
+            settle(Unavailable("the journal has failed, the server is stopping", retry_after_s=5))
+        else:
+            self._waiters.append((self._submitted, settle))
 
     async def close(self) -> None:
         """Commit what waits, and end the thread."""
@@ -218,9 +239,7 @@ class Committer:
         self._pump()
         self._landed_count += len(flight.changes)
         while self._waiters and self._waiters[0][0] <= self._landed_count:
-            _, waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
+            self._waiters.popleft()[1](None)
 
     def _take_back(self, flight: _Flight) -> int:
         """Undo a frame that was not kept, and all that was decided since; return how many
@@ -240,11 +259,10 @@ class Committer:
         self._fail_stop(error)
 
     def _refuse(self, reason: str) -> None:
-        waiters = [waiter for _, waiter in self._waiters]
+        waiters = [settle for _, settle in self._waiters]
         self._waiters.clear()
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_exception(Unavailable(reason))
+        for settle in waiters:
+            settle(Unavailable(reason))
 
 
 def _payload_bytes(changes: tuple[Change, ...]) -> int:

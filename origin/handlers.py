@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from origin.listing import Listing
 from origin.reads import Reads
 from origin.streams import Streams
 from shared import metrics
@@ -30,7 +29,6 @@ class Handlers:
     prefix: str
     public_url: str | None
     bodies: Bodies
-    listing: Listing
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""

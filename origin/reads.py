@@ -5,6 +5,7 @@ from itertools import takewhile
 from origin.catalog import Catalog, soft_deleted
 from origin.commit import Committer
 from origin.frame import CorruptLog
+from origin.hot import HotChunks
 from origin.ledger import Ledger
 from origin.reader import Reader
 from origin.stream import Stream
@@ -41,10 +42,16 @@ class Reads:
         self._clock = clock
         self._chunk_bytes = chunk_bytes
         self._json_offsets = json_offsets
+        self._hot = HotChunks()
 
     async def head(self, path: str) -> StreamState:
         """Return what a HEAD tells; it does not renew a sliding window."""
         return (await self._visible(path))[1]
+
+    def found(self, path: str, offset: str) -> Chunk | None:
+        """Return what a read would, if it was read before and is still all there is."""
+        stream = self._catalog.hot(path)
+        return None if stream is None else self._hot.get(path, offset, stream.durable)
 
     async def read(self, path: str, offset: str) -> Chunk:
         """Read a chunk from an offset on (PROTOCOL §5.6)."""
@@ -55,7 +62,9 @@ class Reads:
             self._ledger.note(stream)
         if start is Start.NOW:
             return self._chunk(state, start, position, position, b"")
-        return await self._read_from(state, start, position)
+        chunk = await self._read_from(state, start, position)
+        self._hot.put(offset, state, chunk)
+        return chunk
 
     async def join(self, path: str, offset: str) -> Chunk:
         """Return what a live read starts with: what is there, or an empty chunk at the tail."""

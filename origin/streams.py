@@ -95,20 +95,25 @@ class Streams:
 
     async def append(self, path: str, asked: Append) -> Accepted | Unchanged:
         """Append, close, or both (PROTOCOL §5.2, §5.3)."""
-        _check_writable(path, "POST")
         try:
-            stream = self._catalog.find(path)
-            self._committer.check_room()
-            outcome = decide_append(stream.state, stream.producers, asked)
-            if self._catalog.touch(stream):
-                self._ledger.note(stream)
-            if isinstance(outcome, Accepted):
-                self._committer.submit(self._append(stream, asked, outcome))
-            else:
-                metrics.UNCHANGED.inc()
-            return outcome
+            return self.decide(path, asked)
         finally:
             await self._committer.settled()
+
+    def decide(self, path: str, asked: Append) -> Accepted | Unchanged:
+        """Decide an append and submit it. Nobody may be told before all that is submitted by now
+        is durable, whatever the outcome."""
+        _check_writable(path, "POST")
+        stream = self._catalog.find(path)
+        self._committer.check_room()
+        outcome = decide_append(stream.state, stream.producers, asked)
+        if self._catalog.touch(stream):
+            self._ledger.note(stream)
+        if isinstance(outcome, Accepted):
+            self._committer.submit(self._append(stream, asked, outcome))
+        else:
+            metrics.UNCHANGED.inc()
+        return outcome
 
     async def delete(self, path: str) -> None:
         """Delete a stream, softly while it has forks (PROTOCOL §5.4)."""

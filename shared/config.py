@@ -49,6 +49,12 @@ class Settings:
     admin_port: int = _setting(4438, "port of those; 0 picks a free one", least=0, most=65535)
     data_dir: Path = _setting(Path("data"), "folder of the journal", (UP, ORIGIN))
     edges: int = _setting(1, "edge processes, which share the port", (UP,), least=1, most=256)
+    shield: str = _setting(
+        "auto",
+        "one more edge, through which the others read; auto: where there are several",
+        (UP,),
+        choices=("auto", "on", "off"),
+    )
     upstream: str = _setting(
         "http://127.0.0.1:4437", "server that an edge reads from and relays to", (EDGE,)
     )
@@ -121,12 +127,11 @@ class Settings:
         least=1,
     )
     header_timeout_s: float = _setting(
-        10.0, "how long a request may take to arrive", (UP, EDGE), least=0.05, most=300
+        10.0, "how long a request may take to arrive", least=0.05, most=300
     )
     keepalive_timeout_s: float = _setting(
         75.0,
         "how long an idle connection is kept; longer than proxies keep theirs",
-        (UP, EDGE),
         least=0.05,
         most=3600,
     )
@@ -145,6 +150,9 @@ class Settings:
         None, "Unix socket to listen on instead of a port", (ORIGIN, EDGE)
     )
     upstream_socket: Path | None = _setting(None, "Unix socket of the upstream", (EDGE,))
+    relay_socket: Path | None = _setting(
+        None, "Unix socket that writes go to instead of the upstream", (EDGE,)
+    )
     bus_socket: Path | None = _setting(None, "Unix socket that carries wakes", (ORIGIN, EDGE))
     admin_socket: Path | None = _setting(
         None, "Unix socket for the admin endpoints instead of a port", (ORIGIN, EDGE)
@@ -154,15 +162,6 @@ class Settings:
         False, "stop when standard input ends; leave Ctrl-C to the parent", (ORIGIN, EDGE)
     )
     role: str = _setting("", "name of this process in logs and metrics", (ORIGIN, EDGE))
-
-    def flags(self, command: str) -> list[str]:
-        """Return the command line that makes these settings, for a process of another command."""
-        flags = []
-        for entry in fields_of(command):
-            value = getattr(self, entry.name)
-            if value != entry.default:
-                flags.append(f"{_flag(entry.name)}={value}")  # one word: a value may begin with -
-        return flags
 
 
 def fields_of(command: str) -> list[dataclasses.Field[Any]]:

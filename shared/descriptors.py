@@ -31,4 +31,5 @@ def claim_descriptors(wanted: int | None, upstream_connections: int) -> int:
     room = hard - _OWN - 3 * upstream_connections
     if room < _LEAST or (wanted is not None and wanted > room):
         _log.warning("few descriptors: limit=%d connections=%s room=%d", hard, wanted, room)
-    return max(_LEAST, room if wanted is None else min(wanted, room))
+    room = max(_LEAST, room)
+    return room if wanted is None else min(wanted, room)

@@ -21,13 +21,21 @@ Run = Callable[[Settings, asyncio.Event, Callable[[str], None]], Awaitable[None]
 
 
 def serve(command: str, given: Mapping[str, Any], run: Run) -> int:
-    """Run a role until it is told to stop; return the exit code."""
+    """Run a command until it is told to stop; return the exit code."""
     try:
         settings = load(command, given)
     except BadSetting as error:
         print(f"headwater {command}: {error}", file=sys.stderr)
         return EXIT_USAGE
-    role = settings.role or command
+    return run_role(settings.role or command, settings, run)
+
+
+def run_role(role: str, settings: Settings, run: Run) -> int:
+    """Run one role until it is told to stop; return the exit code.
+
+    Args:
+        role: what the process is called in its logs and its ready line.
+    """
     logs.set_up(role, settings.log_level)
     tune_interpreter()
 

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Final
 
 BACKLOG: Final = 4096  # aiohttp's 128 overflows when a crowd comes back at once
-# A peer that is gone without a word is found out within 90 s of silence, or 30 s after something
-# was sent to it, and not after the kernel's two hours and 15 minutes.
-_KEEPALIVE_IDLE_S: Final = 60
+# A peer that is gone without a word is found out after three minutes, not after the kernel's two
+# hours. Longer than a live reply is silent, so a crowd that waits is not probed at all; and with
+# as many tries in the user timeout, which else ends a connection at the first probe that is lost:
+# probes of a crowd are lost together, as they are due together.
+_KEEPALIVE_IDLE_S: Final = 120
 _KEEPALIVE_PROBES: Final = 3
-_KEEPALIVE_EVERY_S: Final = 10
-_UNACKNOWLEDGED_MS: Final = 30_000
+_KEEPALIVE_EVERY_S: Final = 20
+_UNACKNOWLEDGED_MS: Final = 1000 * (_KEEPALIVE_IDLE_S + _KEEPALIVE_PROBES * _KEEPALIVE_EVERY_S)
 # What a connection may have received and nobody has read yet. Requests are small, and the kernel's
 # own choice grows to 6 MB; half of it is a window that still takes 1 MB/s over 60 ms.
 _RECEIVE_BYTES: Final = 128 * 1024

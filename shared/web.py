@@ -18,12 +18,20 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from shared import metrics
 from shared.config import Settings
 from shared.connection import Connection, Connections, Handler
-from shared.protocol.errors import BadRequest, BodyTooLarge, ProtocolError, Unavailable
+from shared.protocol.errors import (
+    BadRequest,
+    BodyTooLarge,
+    ProtocolError,
+    RequestTimeout,
+    Unavailable,
+)
 from shared.protocol.reply import COMMON_HEADERS, PREFLIGHT_HEADERS, Reply, refused
 from shared.sockets import BACKLOG, listen_tcp, listen_unix
 
 _log = logging.getLogger(__name__)
 
+# A body may take as long as its line is slow, but it has to go on.
+_SILENCE_S: Final = 30.0
 _KEEPALIVE_S: Final = 75.0  # longer than common proxies keep theirs, so that they close first
 # Of all bodies together: a few dozen of the largest, or any number of ordinary ones.
 _BODIES_BYTES_MAX: Final = 256 * 1024 * 1024
@@ -64,6 +72,7 @@ class Bodies:
         Raises:
             BodyTooLarge: told by the length before anything is read, or found while reading.
             BadRequest: the body ends early, or is malformed.
+            RequestTimeout: it does not go on.
             Unavailable: too many bytes of other bodies are held.
         """
         declared = request.content_length
@@ -81,7 +90,8 @@ class Bodies:
         size = 0
         try:
             while not content.at_eof():
-                piece = await content.readany()
+                async with asyncio.timeout(_SILENCE_S):
+                    piece = await content.readany()
                 pieces.append(piece)
                 size += len(piece)
                 self._held_bytes += len(piece)
@@ -92,6 +102,9 @@ class Bodies:
         except (web.RequestPayloadError, ValueError) as error:
             self._held_bytes -= size
             raise BadRequest(f"the body cannot be read: {error}") from None
+        except TimeoutError:
+            self._held_bytes -= size
+            raise RequestTimeout(f"no more of the body within {_SILENCE_S:g} s") from None
         except BaseException:
             self._held_bytes -= size
             raise
@@ -119,6 +132,7 @@ class Listener:
     """One HTTP entry: its requests, its sockets, its way to stop."""
 
     handler: Handler
+    keepalive_s: float = _KEEPALIVE_S
     active: int = 0
     draining: bool = False
     _idle: asyncio.Event = field(default_factory=asyncio.Event)  # set once draining is done
@@ -162,6 +176,15 @@ class Listener:
         """
         await self._connections().take(sock, received)
 
+    def adopt(self, received: bytes) -> Connection:
+        """Return a connection for a transport whose protocol somebody else was until now; whoever
+        sets it calls `connection_made` and `hold_back`.
+
+        Args:
+            received: the bytes that were read and not answered; they come first.
+        """
+        return self._connections().connection(received)
+
     def give_back(self, request: web.BaseRequest) -> socket.socket | None:
         """Give away the connection of a request, before there is any reply.
 
@@ -194,7 +217,7 @@ class Listener:
 
     def _connections(self) -> Connections:
         if self._made is None:
-            self._made = Connections(self._handle, _refuse, _KEEPALIVE_S)
+            self._made = Connections(self._handle, _refuse, self.keepalive_s)
         return self._made
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -209,6 +232,8 @@ class Listener:
             raise
         except Exception as error:
             response = respond(failure(error))
+            if isinstance(error, RequestTimeout):
+                response.force_close()  # what follows is not the next request
         finally:
             self.active -= 1
             if self.draining and not self.active:

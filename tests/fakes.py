@@ -58,6 +58,7 @@ class ScriptedUpstream:
         self.ttl_s: int | None = None
         self.says_up_to_date = True  # a careless foreign server may leave it out
         self.asked: list[tuple[str, str]] = []  # "read" or "wait", offset
+        self.reads_at_once = self.reads_at_once_max = 0
         self.failures: deque[Exception] = deque()  # the next reads raise these
         self.gate = asyncio.Event()  # reads and waits answer while it is set
         self.gate.set()
@@ -80,8 +81,11 @@ class ScriptedUpstream:
             await asyncio.sleep(0)
             raise self.failures.popleft()
         chunk = self.chunk(offset)
+        self.reads_at_once += 1
+        self.reads_at_once_max = max(self.reads_at_once_max, self.reads_at_once)
         await asyncio.sleep(0)
         await self.gate.wait()
+        self.reads_at_once -= 1
         return held if held is not None and held == chunk else chunk
 
     async def wait(self, path: str, offset: str, cursor: str | None, wait_s: float) -> Chunk:
@@ -98,7 +102,8 @@ class ScriptedUpstream:
 
     def chunk(self, offset: str) -> Chunk:
         """Return what a server says at an offset."""
-        start = 0 if offset == "-1" else int(offset.partition("_")[2])
+        named = {"-1": 0, "now": len(self.data)}
+        start = named[offset] if offset in named else int(offset.partition("_")[2])
         end = min(len(self.data), (start // self.chunk_bytes + 1) * self.chunk_bytes)
         start = min(start, end)
         at_tail = end == len(self.data)

@@ -20,6 +20,7 @@ FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 INTERNAL = {
     "socket",
     "upstream_socket",
+    "relay_socket",
     "bus_socket",
     "admin_socket",
     "reuse_port",
@@ -143,6 +144,8 @@ BAD = [
     ("admin_port", "70000"),
     ("edges", "0"),
     ("edges", "257"),
+    ("shield", "maybe"),
+    ("shield", ""),
     ("registry", "maybe"),
     ("registry", ""),
     ("long_poll_timeout_s", "0"),
@@ -210,6 +213,7 @@ def test_bad_value_of_a_flag_is_named_by_the_flag() -> None:
         ("port", "0", 0),
         ("port", "65535", 65535),
         ("edges", "256", 256),
+        ("shield", "off", "off"),
         ("drain_s", "0", 0.0),
         ("long_poll_timeout_s", "0.05", 0.05),
         ("chunk_cache_bytes", "0", 0),
@@ -235,7 +239,7 @@ def test_any_text_is_taken_or_refused(name: str, text: str) -> None:
         load(command_of(name), {name: text}, {})
 
 
-# --- from process to process --------------------------------------------------------------------
+# --- every setting ------------------------------------------------------------------------------
 
 OTHER = Settings(
     host="::1",
@@ -244,6 +248,7 @@ OTHER = Settings(
     admin_port=2,
     data_dir=Path("/data dir"),
     edges=3,
+    shield="on",
     upstream="http://h:1",
     redis="redis://h:6379/1",
     stream_prefix="/x/",
@@ -270,6 +275,7 @@ OTHER = Settings(
     log_level="error",
     socket=Path("/s"),
     upstream_socket=Path("/u"),
+    relay_socket=Path("/r"),
     bus_socket=Path("/b"),
     admin_socket=Path("/a"),
     reuse_port=True,
@@ -283,31 +289,16 @@ def test_every_setting_differs_from_its_default_in_the_example() -> None:
 
 
 @pytest.mark.parametrize("command", ALL)
-@pytest.mark.parametrize("given_settings", [Settings(), OTHER], ids=["defaults", "others"])
-def test_flags_make_the_same_settings_again(command: str, given_settings: Settings) -> None:
-    found = load(command, parse(command, given_settings.flags(command)), {})
-    for field in fields_of(command):
-        assert getattr(found, field.name) == getattr(given_settings, field.name)
-
-
-@pytest.mark.parametrize(
-    "given_settings",
-    [
-        pytest.param(Settings(data_dir=Path("-data")), id="path"),
-        pytest.param(Settings(cache_tail="--host"), id="text"),
-    ],
-)
-def test_value_that_looks_like_a_flag_is_a_value(given_settings: Settings) -> None:
-    found = load(ORIGIN, parse(ORIGIN, given_settings.flags(ORIGIN)), {})
-    assert found == given_settings
-
-
-@pytest.mark.parametrize("command", ALL)
-def test_flags_win_over_the_environment_that_a_child_inherits(command: str) -> None:
-    inherited = {config.variable(field.name): "1" for field in fields_of(command)}
-    found = load(command, parse(command, OTHER.flags(command)), inherited)
-    for field in fields_of(command):
-        assert getattr(found, field.name) == getattr(OTHER, field.name)
+@pytest.mark.parametrize("by_flag", [True, False], ids=["flag", "environment"])
+def test_every_value_is_read_from_its_text(command: str, by_flag: bool) -> None:
+    names = [field.name for field in fields_of(command)]
+    texts = {name: str(getattr(OTHER, name)) for name in names}
+    arguments = [f"{flag(name)}={text}" for name, text in texts.items()] if by_flag else []
+    environment = {config.variable(name): text for name, text in texts.items()}
+    found = load(command, parse(command, arguments), {} if by_flag else environment)
+    assert {name: getattr(found, name) for name in names} == {
+        name: getattr(OTHER, name) for name in names
+    }
 
 
 @pytest.mark.parametrize("command", ALL)

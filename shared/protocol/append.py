@@ -28,6 +28,12 @@ class Append:
     stream_seq: str | None = None
     if_match: IfMatch | None = None
 
+    def with_body(self, body: bytes) -> "Append":
+        """Return the same request with this body; spelt out, for `replace` is twice as slow."""
+        return Append(
+            self.content_type, body, self.close, self.producer, self.stream_seq, self.if_match
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Accepted:

@@ -149,10 +149,15 @@ def parse_append(headers: Headers, body: bytes) -> Append:
     Raises:
         ProtocolError: a header is given twice, malformed, or missing beside its fellows.
     """
+    return parse_append_head(headers, empty=not body).with_body(body)
+
+
+def parse_append_head(headers: Headers, *, empty: bool) -> Append:
+    """Parse a POST whose body is still to come; see parse_append."""
     given = _pick(headers)
     _check_encoding(given)
     # A body that is not there has no type to be wrong (PROTOCOL §5.2).
-    content_type = _single(given, _CONTENT_TYPE) if body else None
+    content_type = None if empty else _single(given, _CONTENT_TYPE)
     seq = _single(given, names.STREAM_SEQ)
     if seq is not None and not 0 < len(seq) <= names.STREAM_SEQ_CHARS_MAX:
         raise BadRequest(
@@ -160,7 +165,7 @@ def parse_append(headers: Headers, body: bytes) -> Append:
         )
     return Append(
         content_type=None if content_type is None else parse_content_type(content_type),
-        body=body,
+        body=b"",
         close=_closes(given),
         producer=_parse_producer(given),
         stream_seq=seq,

@@ -37,6 +37,12 @@ def through_the_edge(data: Path) -> Iterator[str]:
 
 
 @contextmanager
+def through_edges_and_their_shield(data: Path) -> Iterator[str]:
+    with start("up", "--edges", "2", "--data-dir", str(data)) as service:
+        yield service.url
+
+
+@contextmanager
 def through_an_edge_that_redis_wakes(data: Path) -> Iterator[str]:
     with (
         valkey_server() as valkey,
@@ -62,6 +68,7 @@ def calls(url: str, *commands: str) -> int:
     [
         pytest.param(origin_alone, id="origin"),
         pytest.param(through_the_edge, id="edge"),
+        pytest.param(through_edges_and_their_shield, id="edges-shield"),
         pytest.param(through_an_edge_that_redis_wakes, id="edge-redis"),
     ],
 )

@@ -1,62 +1,15 @@
 """`headwater up`: one service of several processes, which start, die and stop together."""
 
 import asyncio
-import os
 import re
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
 import pytest
 
-from tests.service import Service
-
-DEADLINE_S = 20.0
-
-
-def start(folder: Path, *flags: str, env: dict[str, str] | None = None) -> Service:
-    always = ["up", "--port", "0", "--admin-port", "0", "--data-dir", str(folder)]
-    return Service.start([*always, *flags], env=env)
-
-
-def admin_url(service: Service) -> str:
-    found = re.search(r"admin: (http://\S+)/readyz", service.stderr())
-    assert found is not None
-    return found[1]
-
-
-def children(pid: int) -> dict[str, int]:
-    """Return the processes of a service by what they run."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            stat = (entry / "stat").read_text()
-            words = (entry / "cmdline").read_text().split("\0")
-        except OSError:
-            continue  # ended meanwhile
-        if int(stat.rpartition(")")[2].split()[1]) == pid and "-m" in words:
-            role = next(w.partition("=")[2] for w in words if w.startswith("--role="))
-            found[role] = int(entry.name)
-    return found
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not true():  # noqa: ASYNC110  # what happens in another process sets no event here
-            await asyncio.sleep(0.02)
-
-
-async def answered(client: aiohttp.ClientSession, method: str, url: str, status: int) -> None:
-    """Ask until the answer is the one that is waited for."""
-    async with asyncio.timeout(DEADLINE_S):
-        while True:
-            async with client.request(method, url) as reply:
-                if reply.status == status:
-                    return
-            await asyncio.sleep(0.05)
+from tests.deploy.up import DEADLINE_S, admin_url, answered, processes, roles, start, until
 
 
 async def test_ready_line_and_example_are_all_that_a_person_needs(tmp_path: Path) -> None:
@@ -74,7 +27,7 @@ async def test_ready_line_and_example_are_all_that_a_person_needs(tmp_path: Path
 async def test_settings_come_from_the_environment_too(tmp_path: Path) -> None:
     env = {"HEADWATER_EDGES": "2", "HEADWATER_STREAM_PREFIX": "/streams/"}
     with start(tmp_path, env=env) as service:
-        assert sorted(children(service.pid)) == ["edge-0", "edge-1", "origin"]
+        assert sorted(roles(service)) == ["edge-0", "edge-1", "origin", "shield"]
         stream = f"{service.url}/streams/a"
         async with aiohttp.ClientSession() as client, client.put(stream) as reply:
             assert reply.status == 201
@@ -87,44 +40,43 @@ async def test_metrics_of_all_processes_stand_side_by_side(tmp_path: Path) -> No
             async with client.get(f"{admin_url(service)}/metrics") as reply:
                 text = await reply.text()
                 assert reply.headers["Content-Type"].startswith("text/plain")
-            for role in ("origin", "edge-0", "edge-1"):
+            for role in ("origin", "shield", "edge-0", "edge-1"):
                 assert f'headwater_bus_up{{process="{role}"}}' in text
             for path, told in (("/healthz", b"ok\n"), ("/readyz", b"ready\n")):
                 async with client.get(admin_url(service) + path) as reply:
                     assert (reply.status, await reply.read()) == (200, told)
 
 
-@pytest.mark.parametrize("role", ["origin", "edge-0"])
-async def test_process_that_is_killed_comes_back_with_everything(tmp_path: Path, role: str) -> None:
-    with start(tmp_path, "--edges", "1") as service:
-        stream, headers = f"{service.url}/v1/stream/a", {"Content-Type": "text/plain"}
-        async with aiohttp.ClientSession(headers=headers) as client:
-            async with client.put(stream, data=b"before ") as reply:
-                assert reply.status == 201
-            killed = children(service.pid)[role]
-            os.kill(killed, signal.SIGKILL)
-            await until(lambda: children(service.pid).get(role, killed) != killed)
-        async with aiohttp.ClientSession(headers=headers) as client:
-            async with asyncio.timeout(DEADLINE_S):
-                while True:
-                    try:
-                        async with client.post(stream, data=b"after") as reply:
-                            if reply.status == 204:
-                                break
-                    except aiohttp.ClientConnectorError:
-                        pass  # refused: the only edge is not back yet, nothing was sent
-                    await asyncio.sleep(0.05)
-            async with client.get(stream) as reply:
-                assert await reply.read() == b"before after"
-            await answered(client, "GET", f"{admin_url(service)}/readyz", 200)
-
-
 async def test_processes_end_when_their_parent_is_gone(tmp_path: Path) -> None:
     with start(tmp_path) as service:
-        pids = children(service.pid).values()
         service.send(signal.SIGKILL)
-        await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+        await until(lambda: not processes(service))
         service.kill()
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        pytest.param((), ["edge-0", "origin"], id="one edge"),
+        pytest.param(("--shield", "on"), ["edge-0", "origin", "shield"], id="one edge, shield"),
+        pytest.param(
+            ("--edges", "2", "--shield", "off"),
+            ["edge-0", "edge-1", "origin"],
+            id="two edges, no shield",
+        ),
+    ],
+)
+async def test_shield_stands_where_it_is_wanted(
+    tmp_path: Path, flags: tuple[str, ...], expected: list[str]
+) -> None:
+    with start(tmp_path, *flags) as service:
+        assert sorted(roles(service)) == expected
+        stream = f"{service.url}/v1/stream/a"
+        async with aiohttp.ClientSession() as client:
+            async with client.put(stream, data=b"x") as reply:
+                assert reply.status == 201
+            async with client.get(stream) as reply:
+                assert await reply.read() == b"x"
 
 
 def test_port_in_use_is_said_and_nothing_is_left(tmp_path: Path) -> None:
@@ -177,8 +129,11 @@ async def test_drain_lets_every_live_reader_go_and_loses_nothing(
             assert await reply.read() == b"0"
 
 
-async def test_readiness_fails_first_and_what_is_under_way_is_finished(tmp_path: Path) -> None:
-    with start(tmp_path, "--drain-s", "3") as service:
+@pytest.mark.parametrize("edges", [1, 2])
+async def test_readiness_fails_first_and_what_is_under_way_is_finished(
+    tmp_path: Path, edges: int
+) -> None:
+    with start(tmp_path, "--drain-s", "3", "--edges", str(edges)) as service:
         stream = f"{service.url}/v1/stream/a"
         arrived = asyncio.Event()
 
@@ -203,3 +158,18 @@ async def test_readiness_fails_first_and_what_is_under_way_is_finished(tmp_path:
         stream = f"{service.url}/v1/stream/a"
         async with aiohttp.ClientSession() as client, client.get(stream) as reply:
             assert await reply.read() == b"first half, second half"
+
+
+async def test_whoever_others_read_from_stops_after_them(tmp_path: Path) -> None:
+    with start(tmp_path, "--edges", "3") as service:
+        left = set(roles(service))
+        service.terminate()
+        while left:
+            # Looked at one after the other, so only what is seen to be there was there later.
+            now = set(roles(service))
+            if any(role.startswith("edge") for role in now):
+                assert {"shield", "origin"} <= left
+            if "shield" in now:
+                assert "origin" in left
+            left = now
+        assert service.wait() == 0

@@ -52,12 +52,21 @@ async def test_confirming_one_chunk_says_nothing_of_another_after_a_deletion() -
 
 
 @pytest.mark.parametrize("offset", ["-1", "0000000000000000_0000000000000000"])
-async def test_name_of_a_place_is_never_kept(offset: str) -> None:
+async def test_name_of_a_place_is_asked_about_each_time_and_sent_once(offset: str) -> None:
     """It may mean another life of the stream tomorrow."""
     async with edge(DATA) as here:
-        for _ in range(3):
-            await here.source.read(PATH, offset)
+        first = await here.source.read(PATH, offset)
+        for _ in range(2):
+            assert await here.source.read(PATH, offset) is first
         assert len(reads(here)) == 3
+        here.upstream.incarnation += 1
+        assert (await here.source.read(PATH, offset)).next == token(CHUNK, 2)
+
+
+async def test_open_end_of_a_stream_by_name_is_never_kept() -> None:
+    async with edge(b"abc") as here:
+        first = await here.source.read(PATH, "-1")
+        assert await here.source.read(PATH, "-1") is not first
 
 
 async def test_chunk_that_reaches_the_tail_is_never_kept() -> None:
@@ -66,6 +75,17 @@ async def test_chunk_that_reaches_the_tail_is_never_kept() -> None:
         assert (await here.source.read(PATH, token(CHUNK))).body == last
         here.append(b"more")
         assert (await here.source.read(PATH, token(CHUNK))).body == last + b"more"
+
+
+async def test_end_that_live_readers_were_told_is_not_what_a_cache_is_told_of_it() -> None:
+    """A chunk that is made for live readers says nothing of how long a read may be kept."""
+    async with edge(b"one") as here:
+        here.upstream.closed = True
+        # Whoever comes during the first read gets what it has found out.
+        joined = await asyncio.gather(*(here.source.join(PATH, token(3)) for _ in range(3)))
+        assert all(chunk.closed for chunk in joined)
+        read = await here.source.read(PATH, token(3))
+        assert (read.closed, read.cache_control) == (True, "public, max-age=1")
 
 
 async def test_readers_at_once_share_a_read_that_started_after_they_came() -> None:

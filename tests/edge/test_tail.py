@@ -1,11 +1,14 @@
 """What one tail believes: it only moves forward, and what it says of the end is whole."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
-from edge.tail import _RECENT_BYTES_MAX, _RECENT_COUNT_MAX, Tail
+from edge.recent import PIECE_BYTES_MAX, Recent
+from edge.tail import Tail
 from shared.protocol.chunk import Chunk
+from shared.protocol.offset import ZERO_TOKEN
 from shared.wake import Wake
 from tests.fakes import ScriptedUpstream, token
 
@@ -31,7 +34,7 @@ def chunk(
 
 
 def tail_at(position: int, kind: str = "text/plain") -> Tail:
-    tail = Tail("s")
+    tail = Tail("s", Recent())
     assert tail.on_read("-1", chunk(token(position), b"x" * position, kind=kind)) is False
     return tail
 
@@ -47,16 +50,39 @@ def said(tail: Tail, offset: str) -> tuple[bytes, str, bool, bool] | None:
 
 
 def test_unknown_tail_says_nothing() -> None:
-    tail = Tail("s")
+    tail = Tail("s", Recent())
     assert tail.after(token(0)) is None
     assert tail.on_read("-1", chunk(token(5), b"12345", at_tail=False)) is False
     assert tail.state is None
 
 
 def test_empty_answer_is_the_tail_even_where_it_does_not_say_so() -> None:
-    tail = Tail("s")
+    tail = Tail("s", Recent())
     tail.on_read(token(5), chunk(token(5), at_tail=False))
     assert said(tail, token(5)) == (b"", token(5), True, False)
+
+
+def test_first_answer_is_there_for_others_who_ask_at_its_place() -> None:
+    tail = Tail("s", Recent())
+    whole = replace(chunk(token(5), b"45"), etag=f'"{token(3)}:{token(5)}"')
+    tail.on_read(token(3), whole)
+    assert said(tail, token(3)) == (b"45", token(5), True, False)
+
+
+@pytest.mark.parametrize(
+    "tag", [f'"{token(2)}:{token(5)}"', f'"{token(3)}:{token(5)}:t"', '"x"', None]
+)
+def test_first_answer_that_is_more_than_it_seems_is_asked_for_anew(tag: str | None) -> None:
+    tail = Tail("s", Recent())
+    tail.on_read(token(3), replace(chunk(token(5), b"45"), etag=tag))
+    assert tail.after(token(3)) is None
+
+
+@pytest.mark.parametrize("start", ["-1", "now", ZERO_TOKEN])
+def test_start_that_is_no_place_of_its_own_is_asked_for_anew(start: str) -> None:
+    tail = Tail("s", Recent())
+    tail.on_read(start, chunk(token(5), b"12345"))
+    assert tail.after(start) is None
 
 
 def test_tail_says_what_came_since_an_offset_it_was_at() -> None:
@@ -138,7 +164,7 @@ def test_old_answer_does_not_move_it_back(position: int) -> None:
     ids=["beyond", "seen", "closed", "deleted"],
 )
 def test_wake_before_the_first_answer_is_remembered(hint: Wake, asks: bool) -> None:
-    tail = Tail("s")
+    tail = Tail("s", Recent())
     assert tail.on_wake(hint) is False
     assert tail.on_read("-1", chunk(token(5), b"01234")) is asks
     assert tail.on_read(token(5), chunk(token(5))) is False
@@ -183,33 +209,34 @@ def test_answer_from_elsewhere_moves_it_without_bytes() -> None:
     assert said(tail, token(12)) is None
 
 
-def test_recent_data_is_bounded_by_count_and_bytes() -> None:
-    tail = tail_at(0)
-    for position in range(1000):
-        tail.on_wake(wake(position, b"a"))
-    assert tail._recent is not None
-    assert len(tail._recent) == _RECENT_COUNT_MAX
-    assert said(tail, token(1000 - _RECENT_COUNT_MAX)) is not None
-    assert said(tail, token(999 - _RECENT_COUNT_MAX)) is None
-
+def test_recent_data_is_joined_up_to_a_bound() -> None:
     tail = tail_at(0)
     for number in range(100):
-        tail.on_wake(wake(number * 10_000, b"a" * 10_000))
-    assert tail._recent is not None
-    assert tail._bytes == sum(len(piece.body) for piece in tail._recent.values())
-    assert 0 < tail._bytes <= _RECENT_BYTES_MAX
-    found = said(tail, next(iter(tail._recent)))
+        tail.on_wake(wake(number * 4000, b"a" * 4000))
+    found = said(tail, token(0))
     assert found is not None
-    assert len(found[0]) == tail._bytes
+    assert len(found[0]) == PIECE_BYTES_MAX // 4000 * 4000
+    assert found[1:] == (token(len(found[0])), False, False)
 
 
 def test_data_larger_than_what_is_kept_is_read_by_those_who_wait() -> None:
     tail = tail_at(5)
-    size = _RECENT_BYTES_MAX + 1
+    size = PIECE_BYTES_MAX + 1
     tail.on_read(token(5), chunk(token(5 + size), b"a" * size))
     assert said(tail, token(5)) is None
     assert said(tail, token(5 + size)) == (b"", token(5 + size), True, False)
-    assert tail._bytes == 0
+
+
+def test_successor_sees_nothing_of_what_was_kept_before_it() -> None:
+    """A stream that is forked anew at its path has the same offsets, and other data."""
+    recent = Recent()
+    first, second = Tail("s", recent), Tail("s", recent)
+    for tail in (first, second):
+        tail.on_read(token(0), chunk(token(0)))
+    first.on_wake(wake(0, b"old"))
+    assert said(first, token(0)) == (b"old", token(3), True, False)
+    second.on_read(token(1), chunk(token(3), b"ew"))
+    assert said(second, token(0)) is None
 
 
 async def test_failure_wakes_whoever_waits() -> None:

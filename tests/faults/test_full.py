@@ -17,7 +17,7 @@ from origin.app import open_origin
 from origin.journal import JournalFailed
 from origin.sqlite import SqliteJournal
 from shared.config import Settings
-from shared.web import Listener
+from shared.sockets import listen_tcp
 from tests.fakes import Disk, failing_disk
 from tests.faults.ledger import session
 from tests.faults.lives import Origin
@@ -37,12 +37,13 @@ async def serving(folder: Path, vfs: str | None = None) -> AsyncIterator[Here]:
     stopped: list[BaseException] = []
     settings = Settings(data_dir=folder, registry=False, long_poll_timeout_s=0.2)
     journal = SqliteJournal(folder, vfs=vfs)
-    async with open_origin(settings, journal, [], on_failure=stopped.append) as handlers:
-        listener = Listener(handlers.handle)
-        port = await listener.listen(host="127.0.0.1", port=0)
+    async with open_origin(settings, journal, [], on_failure=stopped.append) as origin:
+        sock = listen_tcp("127.0.0.1", 0)
+        port = sock.getsockname()[1]
+        await origin.lane.listen(sock)
         async with session() as client:
             yield Here(Server(f"http://127.0.0.1:{port}", client), stopped)
-        await listener.drain(0)
+        await asyncio.gather(origin.lane.drain(0), origin.listener.drain(0))
 
 
 @pytest.fixture

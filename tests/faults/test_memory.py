@@ -7,6 +7,7 @@ import aiohttp
 import pytest
 from yarl import URL
 
+from tests.deploy.up import processes
 from tests.faults.ledger import session
 from tests.http.api import Server
 from tests.service import Service
@@ -14,20 +15,6 @@ from tests.service import Service
 MEGABYTE = 1_000_000
 APPENDS, READERS = 250, 4
 GROWTH_BYTES_MAX = 50 * MEGABYTE
-
-
-def processes(group: int) -> dict[int, str]:
-    """Return role by process id, of a service and its children."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            command = (folder / "cmdline").read_text().split("\0")
-        except OSError:
-            continue  # it ended while we looked
-        if int(fields[2]) == group:
-            found[int(folder.name)] = command[2]
-    return found
 
 
 def resident_bytes(pid: int, what: str) -> int:
@@ -52,13 +39,13 @@ async def test_large_stream_read_by_four_at_once_adds_little_to_any_process(
             assert (await stream.post(piece, kind)).status == 204
     # Processes that have done nothing else: what they hold in the end, this has made them hold.
     async with await asyncio.to_thread(Service.start, flags) as up, session() as client:
-        roles = processes(up.pid)
-        assert {"origin", "edge"} <= set(roles.values())
-        before = {pid: resident_bytes(pid, "VmRSS") for pid in roles}
+        names = processes(up)
+        assert {"hw-origin", "hw-edge-0"} <= set(names.values())
+        before = {pid: resident_bytes(pid, "VmRSS") for pid in names}
         url = f"{up.url}/v1/stream/large"
         sizes = await asyncio.gather(*(_read(client, url) for _ in range(READERS)))
         assert sizes == [APPENDS * len(piece)] * READERS
-        growth = {role: resident_bytes(pid, "VmHWM") - before[pid] for pid, role in roles.items()}
+        growth = {name: resident_bytes(pid, "VmHWM") - before[pid] for pid, name in names.items()}
         assert max(growth.values()) < GROWTH_BYTES_MAX, growth
 
 

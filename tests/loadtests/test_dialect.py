@@ -3,7 +3,18 @@
 import pytest
 
 from loadtests.client import BadReply, Target
-from loadtests.dialect import Dialect, LongPoll, ServerSentEvents, Step, wave_message, waves_in
+from loadtests.dialect import (
+    STAMPED_BYTES_MIN,
+    Dialect,
+    LongPoll,
+    Place,
+    ServerSentEvents,
+    Step,
+    stamped_message,
+    stamps_in,
+    wave_message,
+    waves_in,
+)
 
 TARGET = Target("127.0.0.1", 4437)
 PATH = "/v1/stream/a"
@@ -31,11 +42,11 @@ def chunk(payload: bytes) -> bytes:
 
 def events(*, chunked: bool) -> ServerSentEvents:
     """Return a reader that has had its head."""
-    reader = ServerSentEvents(TARGET, PATH)
+    reader = ServerSentEvents(TARGET)
     field = b"Transfer-Encoding: chunked\r\n\r\n" if chunked else b"Connection: close\r\n\r\n"
     step = reader.step(HEAD + field + (chunk(CONTROL) if chunked else CONTROL))
     assert step is not None
-    assert step.request == reader.request("0_200", "77")
+    assert step.place == Place("0_200", "77")
     return reader
 
 
@@ -52,11 +63,19 @@ def test_waves_are_found_in_their_order() -> None:
     assert waves_in(body) == (12, 3)
 
 
+def test_stamped_message_tells_its_number_and_when_it_was_due() -> None:
+    body = stamped_message(7, 12.5, STAMPED_BYTES_MIN) + stamped_message(8, 1e6, 100)
+    assert len(body) == STAMPED_BYTES_MIN + 100
+    assert waves_in(body) == (7, 8)
+    assert stamps_in(body) == (12.5, 1e6)
+    assert stamps_in(wave_message(1, 100)) == ()
+
+
 def test_request_says_where_and_how_to_wait() -> None:
-    line, *fields = LongPoll(TARGET, PATH).request("0_5", "7").split(b"\r\n")
+    line, *fields = LongPoll(TARGET).request(PATH, Place("0_5", "7")).split(b"\r\n")
     assert line == b"GET /v1/stream/a?live=long-poll&offset=0_5&cursor=7 HTTP/1.1"
     assert b"Host: 127.0.0.1:4437" in fields
-    assert b"cursor" not in ServerSentEvents(TARGET, PATH).request("0_5")
+    assert b"cursor" not in ServerSentEvents(TARGET).request(PATH, Place("0_5"))
 
 
 @pytest.mark.parametrize(
@@ -69,27 +88,29 @@ def test_request_says_where_and_how_to_wait() -> None:
 def test_long_poll_goes_on_where_the_reply_says(
     data: bytes, status: int, waves: tuple[int, ...], offset: str, cursor: str
 ) -> None:
-    reader = LongPoll(TARGET, PATH)
-    expected = Step(status, waves, reader.request(offset, cursor), ended=True)
+    reader = LongPoll(TARGET)
+    expected = Step(status, waves, place=Place(offset, cursor), ended=True)
     assert_only_whole(reader, data, expected)
 
 
 def test_long_poll_without_an_offset_is_refused() -> None:
     with pytest.raises(BadReply):
-        LongPoll(TARGET, PATH).step(b"HTTP/1.1 204 No Content\r\n\r\n")
+        LongPoll(TARGET).step(b"HTTP/1.1 204 No Content\r\n\r\n")
 
 
-@pytest.mark.parametrize("reader", [LongPoll(TARGET, PATH), ServerSentEvents(TARGET, PATH)])
+@pytest.mark.parametrize("reader", [LongPoll(TARGET), ServerSentEvents(TARGET)])
 def test_refusal_is_a_step_that_keeps_the_request(reader: Dialect) -> None:
     refusal = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 2\r\n\r\nno"
     assert_only_whole(reader, refusal, Step(503, ended=True))
+    patient = refusal.replace(b"\r\n", b"\r\nRetry-After: 3\r\n", 1)
+    assert reader.step(patient) == Step(503, ended=True, retry_after_s=3.0)
 
 
 @pytest.mark.parametrize("chunked", [True, False], ids=["chunked", "until-close"])
 def test_data_event_counts_when_its_control_event_is_there(chunked: bool) -> None:
     reader = events(chunked=chunked)
     data = chunk(DATA) + chunk(CONTROL) if chunked else DATA + CONTROL
-    assert_only_whole(reader, data, Step(200, (3,), reader.request("0_200", "77")))
+    assert_only_whole(reader, data, Step(200, (3,), place=Place("0_200", "77")))
 
 
 @pytest.mark.parametrize("chunked", [True, False], ids=["chunked", "until-close"])
@@ -104,4 +125,4 @@ def test_last_chunk_ends_the_events() -> None:
 
 def test_events_of_a_fixed_length_are_refused() -> None:
     with pytest.raises(BadReply):
-        ServerSentEvents(TARGET, PATH).step(HEAD + b"Content-Length: 9\r\n\r\n")
+        ServerSentEvents(TARGET).step(HEAD + b"Content-Length: 9\r\n\r\n")

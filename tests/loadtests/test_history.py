@@ -4,24 +4,23 @@ from array import array
 
 import pytest
 
-from loadtests.history import History
+from loadtests.history import Arrivals, History
 
 FIRST, SECOND = 5, 9  # readers are known by their descriptors
 
 
 def test_a_wave_is_reported_when_the_last_reader_has_it() -> None:
-    history = History(readers=2)
-    assert history.see(FIRST, 1, at=10.0) is None
-    assert history.see(SECOND, 1, at=11.0) == array("d", [10.0, 11.0])
-    assert (history.lost, history.doubled) == (0, 0)
+    arrivals = Arrivals(readers=2)
+    assert arrivals.note(1, at=10.0) is None
+    assert arrivals.note(1, at=11.0) == array("d", [10.0, 11.0])
 
 
 def test_waves_may_overlap() -> None:
-    history = History(readers=2)
-    history.see(FIRST, 1, at=1.0)
-    assert history.see(FIRST, 2, at=2.0) is None
-    assert history.see(SECOND, 1, at=3.0) == array("d", [1.0, 3.0])
-    assert history.see(SECOND, 2, at=4.0) == array("d", [2.0, 4.0])
+    arrivals = Arrivals(readers=2)
+    arrivals.note(1, at=1.0)
+    assert arrivals.note(2, at=2.0) is None
+    assert arrivals.note(1, at=3.0) == array("d", [1.0, 3.0])
+    assert arrivals.note(2, at=4.0) == array("d", [2.0, 4.0])
 
 
 @pytest.mark.parametrize(
@@ -35,20 +34,19 @@ def test_waves_may_overlap() -> None:
     ],
 )
 def test_faults_are_counted(waves: list[int], lost: int, doubled: int) -> None:
-    history = History(readers=1)
+    history = History()
     for wave in waves:
-        history.see(FIRST, wave, at=0.0)
+        history.see(FIRST, wave)
     assert (history.lost, history.doubled) == (lost, doubled)
 
 
-def test_a_doubled_wave_does_not_stand_for_another_reader() -> None:
-    history = History(readers=2)
-    history.see(FIRST, 1, at=1.0)
-    assert history.see(FIRST, 1, at=2.0) is None
+def test_only_news_is_news() -> None:
+    history = History()
+    assert [history.see(FIRST, wave) for wave in (1, 1, 3, 2)] == [True, False, True, False]
 
 
-def test_readers_that_saw_nothing_count_as_behind() -> None:
-    history = History(readers=3)
-    history.see(FIRST, 1, at=1.0)
-    history.see(FIRST, 2, at=1.0)
-    assert history.last_waves([FIRST, 3, SECOND]) == {2: 1, 0: 2}
+def test_readers_are_apart() -> None:
+    history = History()
+    assert history.see(FIRST, 1)
+    assert history.see(SECOND, 1)
+    assert [history.last_wave(reader) for reader in (FIRST, SECOND, 7, 100)] == [1, 1, 0, 0]

@@ -44,6 +44,7 @@ def test_a_server_costs_what_its_children_cost(family: subprocess.Popen[str]) ->
 def test_an_idle_server_settles(family: subprocess.Popen[str]) -> None:
     began = time.monotonic()
     last_busy = Tree(family.pid).settle(quiet_s=0.1, limit_s=30)
+    assert last_busy is not None
     assert began <= last_busy < began + 30
 
 

@@ -1,6 +1,7 @@
 """Short real runs of each scenario: what they count must be exact, whatever the times are."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from loadtests.servers import ROOT
+from loadtests.launch import ROOT
+from loadtests.nchan import NchanMissing, find_nginx
 
 
 def loadtests(*arguments: object) -> dict[str, Any]:
@@ -56,6 +58,89 @@ def test_every_reader_sees_every_append_once(mode: str, tmp_path: Path) -> None:
     assert figures["origin_reads_per_append"] <= 2
 
 
+@pytest.mark.parametrize("mode", ["lp", "sse"])
+def test_nchan_is_measured_in_the_same_way(mode: str, tmp_path: Path) -> None:
+    try:
+        find_nginx()
+    except NchanMissing as missing:
+        pytest.skip(f"not measured beside Nchan: {missing}")
+    report = loadtests(
+        "fanout", "--against", "headwater,nchan", "--folder", tmp_path, "--mode", mode,
+        "--readers", 300, "--appends", 3, "--warm-up", 1,
+    )  # fmt: skip
+    figures = report["servers"]["nchan"]
+    assert (figures["missing"], figures["doubled"], figures["errors"]) == (0, 0, {})
+    assert figures["origin_reads_per_append"] is None
+    assert len(figures["waves"]) == 3
+
+
+@pytest.mark.parametrize("mode", ["lp", "sse"])
+def test_appends_at_a_rate_reach_every_reader_once(mode: str, tmp_path: Path) -> None:
+    report = loadtests(
+        "fanout", "--against", "headwater", "--folder", tmp_path, "--mode", mode,
+        "--readers", 200, "--appends", 20, "--rate", 20, "--warm-up", 0,
+    )  # fmt: skip
+    figures = report["servers"]["headwater"]
+    assert (figures["missing"], figures["doubled"], figures["errors"]) == (0, 0, {})
+    assert figures["ms_last"] > 0
+
+
+def test_a_crowd_over_several_edges_is_held_by_several_clients(tmp_path: Path) -> None:
+    report = loadtests(
+        "storm", "--against", "headwater", "--folder", tmp_path, "--readers", 2100, "--edges", 2,
+        "--spread", 1,
+    )  # fmt: skip
+    figures = report["servers"]["headwater"]
+    assert figures["client_processes"] == len(os.sched_getaffinity(0))
+    assert (figures["missing"], figures["doubled"], figures["errors"]) == (0, 0, {})
+    assert figures["reconnects"] >= 2100
+    assert figures["refused"] == 0
+
+
+def test_readers_outlive_the_edges(tmp_path: Path) -> None:
+    report = loadtests(
+        "storm", "--against", "headwater", "--folder", tmp_path, "--readers", 200, "--mode", "sse",
+        "--spread", 0.5, "--by", "edges",
+    )  # fmt: skip
+    figures = report["servers"]["headwater"]
+    assert (figures["missing"], figures["doubled"], figures["errors"]) == (0, 0, {})
+    assert figures["reconnects"] >= 200
+
+
+@pytest.mark.parametrize("mode", ["lp", "sse"])
+def test_every_stream_has_its_own_reader(mode: str, tmp_path: Path) -> None:
+    report = loadtests(
+        "streams", "--against", "headwater", "--folder", tmp_path, "--mode", mode,
+        "--streams", 300, "--rate", 300, "--seconds", 1,
+    )  # fmt: skip
+    figures = report["servers"]["headwater"]
+    assert figures["appends"] == figures["acknowledged"] == 300
+    assert (figures["missing"], figures["doubled"], figures["errors"]) == (0, 0, {})
+    assert figures["origin_reads_per_append"] <= 0.1
+
+
+def test_small_reads_bring_what_was_appended(tmp_path: Path) -> None:
+    report = loadtests(
+        "reads", "--against", "headwater,headwater-origin,node", "--folder", tmp_path,
+        "--connections", 8, "--clients", 2, "--seconds", 0.2, "--rounds", 1,
+    )  # fmt: skip
+    for figures in report["servers"].values():
+        assert figures["errors"] == {}
+        assert figures["reads_per_s"] > 0
+        assert figures["start_reads_per_s"] > 0
+
+
+def test_a_cold_crowd_reads_the_whole_stream_and_the_origin_hardly_notices(tmp_path: Path) -> None:
+    report = loadtests(
+        "catchup", "--against", "headwater", "--folder", tmp_path, "--readers", 60, "--mib", 8,
+    )  # fmt: skip
+    figures = report["servers"]["headwater"]
+    assert (figures["wrong"], figures["errors"]) == (0, {})
+    assert figures["readers_done"] == figures["warm_readers_done"] == 60
+    assert figures["looked_at"] == 2
+    assert figures["origin_reads_per_chunk"] < 6  # of 60 readers
+
+
 def test_readers_that_poll_again_at_once_see_every_append_once(tmp_path: Path) -> None:
     report = loadtests(
         "fanout", "--against", "headwater", "--folder", tmp_path, "--poll-at-once",
@@ -75,10 +160,21 @@ def test_the_reference_server_runs_beside_it_and_gives_ratios(tmp_path: Path) ->
     assert waited["servers"]["node"]["origin_reads_per_append"] is None
 
 
-def test_unknown_server_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param(["append", "--against", "headwater,nginx"], "nginx", id="unknown-server"),
+        pytest.param(["reads", "--against", "headwater,nchan"], "nchan", id="foreign-protocol"),
+        pytest.param(["fanout", "--readers", 0], "received 0", id="nobody"),
+        pytest.param(
+            ["fanout", "--against", "node", "--readers", 2_000_000], "node with 1", id="no-room"
+        ),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(arguments: list[object], message: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "loadtests", "append", "--against", "headwater,nginx"],
+        [sys.executable, "-m", "loadtests", *map(str, arguments)],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2
-    assert "nginx" in done.stderr
+    assert message in done.stderr

@@ -6,37 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from loadtests import servers
-from loadtests.servers import CannotStart, Launch, Options, counter_sum, running
+from loadtests import launch, servers
+from loadtests.launch import CannotStart, Launch, Options
+from loadtests.servers import running
 
-EXPOSITION = """\
-# HELP headwater_origin_reads_total Reads that the origin answered
-# TYPE headwater_origin_reads_total counter
-headwater_origin_reads_total{mode="catch-up"} 3.0
-headwater_origin_reads_total{mode="long-poll"} 4.0
-headwater_origin_reads_total_created 9.0
-# TYPE headwater_expired_total counter
-up 1
-"""
 READY = "print('ready at http://127.0.0.1:4437, try: curl http://127.0.0.1:4437', flush=True)\n"
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        pytest.param("headwater_origin_reads_total", 7.0, id="over-its-labels"),
-        pytest.param("up", 1.0, id="without-labels"),
-        pytest.param("headwater_expired_total", 0.0, id="defined-but-never-counted"),
-        pytest.param("headwater_origin_reads", None, id="not-defined"),
-    ],
-)
-def test_counter_is_summed(name: str, expected: float | None) -> None:
-    assert counter_sum(EXPOSITION, name) == expected
-
-
 def _use(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    launch = Launch([sys.executable, "-c", script])
-    monkeypatch.setitem(servers.KNOWN, "script", lambda folder, options: launch)
+    script_launch = Launch([sys.executable, "-c", script])
+    monkeypatch.setitem(launch.KNOWN, "script", lambda folder, options: script_launch)
 
 
 def test_server_is_stopped_and_its_files_are_removed(

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from edge.plain import HEAD_BYTES_MAX, Plain, Refusal, is_whole, parse_plain
+from shared.plain import (
+    HEAD_BYTES_MAX,
+    Plain,
+    PlainAppend,
+    Refusal,
+    is_partial,
+    parse_head,
+    parse_plain,
+)
+from shared.protocol.append import Append
+from shared.protocol.producer import ProducerKey
 from shared.protocol.request import Live, Read
 
 PREFIX = "/v1/stream/"
@@ -95,6 +105,7 @@ def test_plain_read_that_the_protocol_refuses_is_refused_here(target: str, code:
         ),
         pytest.param(head(host=""), id="no-host"),
         pytest.param(head("/v1/stream/a", "Host: y"), id="two-hosts"),
+        pytest.param(head("/v1/stream/a", "User-Agent: a", "user-agent: a"), id="any-field-twice"),
         pytest.param(head("/v1/stream/a", "If-None-Match: \xff"), id="tag-not-ascii"),
         pytest.param(head("http://x/v1/stream/a"), id="absolute-target"),
         pytest.param(head("/v1/stream/a#b"), id="fragment"),
@@ -110,8 +121,120 @@ def test_anything_else_is_left_to_others(received: bytes) -> None:
     assert parse_plain(received, PREFIX) is None
 
 
-def test_head_is_whole_once_its_empty_line_is_there() -> None:
+def test_head_is_partial_until_its_empty_line_is_there() -> None:
     whole = head()
 
-    assert not any(is_whole(whole[:end]) for end in range(len(whole)))
-    assert is_whole(whole)
+    assert all(is_partial(whole[:end]) for end in range(len(whole)))
+    assert all(is_partial((b"\r\n" + whole)[:end]) for end in range(len(whole)))
+    assert not is_partial(whole)
+    assert not is_partial(whole + b"x")
+    assert not is_partial(head("/v1/stream/a", "X: " + "y" * HEAD_BYTES_MAX)[:-2])
+
+
+@pytest.mark.parametrize(
+    "received",
+    [
+        b"get ",
+        b"G@T",
+        b"GET\r\n/",
+        b"\n",
+        b"GET /\n",
+        b"GET /\x00",
+        b"\x16\x03\x01",
+        b"PUT / H\x7f",
+    ],
+)
+def test_what_can_never_become_a_request_is_not_partial(received: bytes) -> None:
+    assert not is_partial(received)
+
+
+# --- appends -------------------------------------------------------------------------------------
+
+
+def append_head(size: int | str = 5, *fields: str, target: str = "/v1/stream/a") -> bytes:
+    lines = [f"POST {target} HTTP/1.1", "Host: x", f"Content-Length: {size}", *fields]
+    return "".join(f"{line}\r\n" for line in lines).encode() + b"\r\n"
+
+
+PRODUCER = ("Producer-Id: p", "Producer-Epoch: 1", "Producer-Seq: 7")
+
+
+@pytest.mark.parametrize(
+    ("received", "expected"),
+    [
+        pytest.param(
+            append_head(5, "Content-Type: text/plain"),
+            PlainAppend("a", Append("text/plain", b""), 5, True),
+            id="plain",
+        ),
+        pytest.param(
+            append_head(0, "Content-Type: nonsense", "Stream-Closed: true"),
+            PlainAppend("a", Append(None, b"", close=True), 0, True),
+            id="close-only",
+        ),
+        pytest.param(
+            append_head(5, "content-type: a/b", "stream-seq: 9", *PRODUCER, "Connection: close"),
+            PlainAppend(
+                "a", Append("a/b", b"", False, ProducerKey("p", 1, 7), stream_seq="9"), 5, False
+            ),
+            id="producer",
+        ),
+        pytest.param(
+            append_head(5, "Content-Type: a/b", target="/v1/stream/a?mine=x"),
+            PlainAppend("a", Append("a/b", b""), 5, True),
+            id="query-that-says-nothing",
+        ),
+    ],
+)
+def test_plain_append_is_understood(received: bytes, expected: PlainAppend) -> None:
+    assert parse_head(received, PREFIX) == expected
+
+
+@pytest.mark.parametrize(
+    "received",
+    [
+        pytest.param(append_head("5, 5"), id="two-lengths-in-one"),
+        pytest.param(append_head(5, "Content-Length: 5"), id="two-lengths"),
+        pytest.param(append_head("+5"), id="signed"),
+        pytest.param(append_head("5_0"), id="underscore"),
+        pytest.param(append_head(5, "Transfer-Encoding: chunked"), id="chunked-too"),
+        pytest.param(append_head(5, "Expect: 100-continue"), id="expects"),
+        pytest.param(append_head(5, "Content-Encoding: gzip"), id="encoded"),
+        pytest.param(b"POST /v1/stream/a HTTP/1.1\r\nHost: x\r\n\r\n", id="no-length"),
+        pytest.param(append_head(5, "Host: y"), id="two-hosts"),
+        pytest.param(append_head(5, *2 * ["Stream-Closed: true"]), id="any-field-twice"),
+        pytest.param(append_head(5).replace(b"HTTP/1.1", b"HTTP/1.0"), id="http-1.0"),
+        pytest.param(append_head(5).replace(b"POST", b"PUT"), id="put"),
+        pytest.param(append_head(5, "Stream-Seq: ä"), id="other-alphabets"),
+        pytest.param(append_head(5).replace(b"POST", b"GET"), id="body-on-get"),
+        pytest.param(append_head(5, target="/elsewhere"), id="elsewhere"),
+    ],
+)
+def test_append_that_is_not_plain_is_left_to_others(received: bytes) -> None:
+    assert parse_head(received, PREFIX) is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        (("Producer-Id: p",), "bad_request"),
+        (("Stream-Seq: ",), "bad_request"),
+        (("Content-Type: nonsense",), "bad_request"),
+    ],
+)
+def test_append_that_the_protocol_refuses_is_refused_with_its_body(
+    fields: tuple[str, ...], code: str
+) -> None:
+    found = parse_head(append_head(5, *fields), PREFIX)
+    assert isinstance(found, Refusal)
+    assert (found.error.code, found.size, found.keep_alive) == (code, 5, True)
+
+
+def test_heads_that_count_on_do_not_push_others_out() -> None:
+    kept = append_head(5, "Content-Type: text/plain", target="/v1/stream/kept")
+    first = parse_head(kept, PREFIX)
+    for seq in range(2000):
+        parse_head(
+            append_head(5, "Producer-Id: p", "Producer-Epoch: 0", f"Producer-Seq: {seq}"), PREFIX
+        )
+    assert parse_head(kept, PREFIX) is first

@@ -38,7 +38,9 @@ def encode_frame(events: bytes) -> bytes:
 def _head(reply: Reply, framing: str, now_ms: int, *, keep_alive: bool) -> bytes:
     own = "".join([f"{name}: {value}\r\n" for name, value in reply.headers.items()])
     closing = "" if keep_alive else "Connection: close\r\n"
-    text = f"HTTP/1.1 {reply.status} {_REASONS[reply.status]}\r\n{own}{framing}{closing}"
+    # An upstream may refuse with any status; the reason may be empty, its space may not be missing.
+    reason = _REASONS.get(reply.status, "")
+    text = f"HTTP/1.1 {reply.status} {reason}\r\n{own}{framing}{closing}"
     # Content types come back as they were given: UTF-8, as aiohttp writes headers.
     return text.encode("utf-8", "surrogateescape") + _COMMON + _date(now_ms // 1000)
 
