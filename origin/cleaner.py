@@ -214,7 +214,7 @@ class Cleaner:
                 break
             compacted = lsn
         loose = self._parts(
-            f"""SELECT incarnation, {EXTENT} FROM extent
+            f"""SELECT incarnation, size, {EXTENT} FROM extent
             WHERE lsn BETWEEN ? AND ? AND size < ? ORDER BY incarnation, start""",
             *(rows[0][0], compacted, compact.LARGE_BYTES),
         )
@@ -237,7 +237,7 @@ class Cleaner:
             chosen.append(lsn)
             size += live
         return self._parts(
-            f"""SELECT incarnation, {EXTENT} FROM extent
+            f"""SELECT incarnation, size, {EXTENT} FROM extent
             WHERE lsn IN (SELECT value FROM json_each(?))""",
             orjson.dumps(chosen).decode(),
         )
@@ -246,7 +246,7 @@ class Cleaner:
         """Return the packed extents that come before those that move."""
         places = [(part.incarnation, part.extent.start) for part in moving]
         return self._parts(
-            f"""SELECT DISTINCT incarnation, {EXTENT} FROM json_each(?) AS moving
+            f"""SELECT DISTINCT incarnation, size, {EXTENT} FROM json_each(?) AS moving
             JOIN extent ON incarnation = moving.value->>0 AND start < moving.value->>1
                 AND start >= coalesce((SELECT start FROM extent AS far
                     WHERE far.incarnation = moving.value->>0 AND far.start < moving.value->>1
@@ -298,10 +298,11 @@ class Cleaner:
         Raises:
             JournalFailed: what was just written is not there.
         """
-        places = [(-e.lsn, e.at, e.end - e.start) for _, e in pack.moves]
+        made = [Part(joined.parts[0].incarnation, e, e.end - e.start) for joined, e in pack.moves]
+        places = [(-part.extent.lsn, part.extent.at, part.size) for part in made]
         try:
-            for (_, extent), piece in zip(pack.moves, self._packs.read(places), strict=True):
-                compact.verify(Part(0, extent), piece, f"{self._packs.name}: pack {-extent.lsn}")
+            for part, piece in zip(made, self._packs.read(places), strict=True):
+                compact.verify(part, piece, f"{self._packs.name}: pack {-part.extent.lsn}")
         except CorruptLog as error:
             raise JournalFailed(str(error)) from error
 
@@ -379,7 +380,7 @@ class Cleaner:
         return any(gave)
 
     def _parts(self, sql: str, *values: Any) -> list[Part]:
-        return [Part(row[0], extent_of(row[1:])) for row in self._rows(sql, *values)]
+        return [Part(row[0], extent_of(row[2:]), row[1]) for row in self._rows(sql, *values)]
 
     def _rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         return self._index.database.reader().execute(sql, values).fetchall()

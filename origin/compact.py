@@ -50,10 +50,12 @@ class Part:
 
     incarnation: int
     extent: Extent
+    size: int  # of the extent: looked at over and over, and a sum each time
 
     @property
-    def size(self) -> int:
-        return self.extent.end - self.extent.start
+    def end(self) -> int:
+        """Position after the last byte."""
+        return self.extent.start + self.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +63,6 @@ class Joined:
     """Extents that become one, in order and without a gap."""
 
     parts: tuple[Part, ...]
-
-    @property
-    def size(self) -> int:
-        return sum(part.size for part in self.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +90,7 @@ def join(loose: Iterable[Part], before: Iterable[Part], spans_ms: dict[int, int]
     for run in _runs(loose, spans_ms):
         first = run[0]
         known = earlier.get(first.incarnation, [])
-        known = [part for part in known if part.extent.end <= first.extent.start]
+        known = [part for part in known if part.end <= first.extent.start]
         size = sum(part.size for part in run)
         while known and _fits(known[-1], run, size, spans_ms):
             run.insert(0, known.pop())
@@ -104,7 +102,7 @@ def join(loose: Iterable[Part], before: Iterable[Part], spans_ms: dict[int, int]
 def _fits(part: Part, run: Sequence[Part], size: int, spans_ms: dict[int, int]) -> bool:
     """Tell whether a packed extent is worth joining with what follows it."""
     return (
-        part.extent.end == run[0].extent.start
+        part.end == run[0].extent.start
         and part.size <= size
         and part.size + size <= EXTENT_BYTES_MAX
         and _near(part, run[-1], spans_ms)
@@ -123,7 +121,7 @@ def _runs(loose: Iterable[Part], spans_ms: dict[int, int]) -> Iterator[list[Part
         follows = (
             run
             and part.incarnation == run[-1].incarnation
-            and part.extent.start == run[-1].extent.end
+            and part.extent.start == run[-1].end
             and _near(run[0], part, spans_ms)
         )
         if run and not follows:

@@ -404,7 +404,7 @@ async def test_compaction_that_fails_stops_the_process() -> None:
 
 def parts(*sizes: int, start: int = 0, lsn: int = 1, at_ms: int = 0) -> Iterator[Part]:
     for size in sizes:
-        yield Part(1, Extent(start, lsn, start, (size,), zlib.crc32(b""), at_ms))
+        yield Part(1, Extent(start, lsn, start, (size,), zlib.crc32(b""), at_ms), size)
         start += size
 
 
@@ -455,7 +455,8 @@ def test_packs_hold_what_their_extents_say() -> None:
         start = 0
         for lsn in range(1, 9):
             body = random_.randbytes(random_.randrange(1, 40_000))
-            part = Part(incarnation, Extent(start, lsn, incarnation, (len(body),), 0))
+            extent = Extent(start, lsn, incarnation, (len(body),), 0)
+            part = Part(incarnation, extent, len(body))
             data[lsn, incarnation] = body
             moving.append(part)
             start += len(body)
