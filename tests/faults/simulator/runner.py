@@ -1,0 +1,75 @@
+"""Runs: one seed from the first life to the last, and what to print when a promise is broken."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.faults.simulator.books import Books
+from tests.faults.simulator.clients import Clients
+from tests.faults.simulator.disk import Files
+from tests.faults.simulator.life import World, live
+from tests.faults.simulator.plan import End, Life, Plan, draw, only
+
+
+@dataclass(slots=True)
+class Broken:
+    """What the product itself is made to do wrong, for the simulator to find."""
+
+    forgets_syncs_of: str | None = None  # files whose fsync does nothing
+    product: AbstractContextManager[object] = field(default_factory=nullcontext)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of one seed."""
+
+    seed: int
+    plan: Plan
+    events: Counter[str]
+    trace: list[str]
+    error: BaseException | None = None
+
+
+def run(seed: int, steps: Collection[int] | None = None, broken: Broken | None = None) -> Outcome:
+    """Run one seed.
+
+    Args:
+        steps: those that are carried out; None: all of them.
+        broken: what is wrong on purpose.
+    """
+    plan = draw(seed) if steps is None else only(draw(seed), steps)
+    broken = broken or Broken()
+    events: Counter[str] = Counter()
+    lines: list[str] = []
+    books = Books(now_ms=lambda: 0, events=events)
+    folder = Path(tempfile.mkdtemp(prefix="headwater-"))
+    world: World
+
+    def trace(line: str) -> None:
+        lines.append(f"life {world.lives} {world.clients.books.now_ms() % 10_000_000:>8} ms  {line}")
+
+    clients = Clients(books, trace)
+    world = World(
+        plan, random.Random(f"run {seed}"), folder, clients, events, trace, Files()
+    )
+    world.forgets_syncs_of = broken.forgets_syncs_of
+    outcome = Outcome(seed, plan, events, lines)
+    last = Life((), End("stop", None, False, 0), None, None)
+    try:
+        with broken.product:
+            for life in plan.lives:
+                live(world, life)
+            live(world, last, audited=True)
+            live(world, last, audited=True)
+    except Exception as error:
+        outcome.error = error
+    finally:
+        shutil.rmtree(folder)
+    return outcome
