@@ -71,6 +71,7 @@ class SqliteJournal:
         self._journal_path = folder / "journal.db"
         self._index_path = folder / "index.db"
         try:
+            _sync_what_is_there(folder)
             self._writer = self._open(self._journal_path, _JOURNAL_SCHEMA, "FULL")
             self._index = self._open(self._index_path, _INDEX_SCHEMA, "NORMAL")
         except BaseException:
@@ -317,6 +318,24 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except (apsw.Error, ValueError, TypeError, KeyError) as error:
         raise CorruptLog(f"{path}: {type(error).__name__}: {error}") from error
+
+
+def _sync_what_is_there(folder: Path) -> None:
+    """Make durable what a start takes for durable.
+
+    A predecessor that was killed may have written a commit and not synced it, or created the WAL
+    and not synced its name, which SQLite does only where it creates it. Readers are given what
+    recovery finds, and commits are added behind it: so it is synced first.
+    """
+    try:
+        for path in (*sorted(folder.glob("journal.db*")), folder, folder.parent):
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(file)
+            finally:
+                os.close(file)
+    except OSError as error:
+        raise JournalFailed(f"data folder {folder}: fsync: {error.strerror}") from error
 
 
 def _lock_folder(folder: Path) -> int:

@@ -232,6 +232,37 @@ def test_killed_journal_opens_with_all_that_it_confirmed(tmp_path: Path) -> None
     journal.close()
 
 
+def test_start_syncs_what_a_killed_process_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may not have come to that, and readers are about to be given what is there."""
+    folder = tmp_path / "data"
+    run_killed(folder)
+    synced = []
+    fsync = os.fsync
+
+    def note(fd: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        fsync(fd)
+
+    monkeypatch.setattr("os.fsync", note)
+    journal = SqliteJournal(folder)
+    needed = [folder / "journal.db", folder / "journal.db-wal", folder, tmp_path]
+    assert set(map(str, needed)) <= set(synced)
+    journal.close()
+
+
+def test_start_that_cannot_sync_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(fd: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", fail)
+        with pytest.raises(JournalFailed, match=r"fsync: Input/output error"):
+            SqliteJournal(tmp_path)
+    SqliteJournal(tmp_path).close()
+
+
 def test_lost_index_begins_anew_behind_the_same_frames(tmp_path: Path) -> None:
     run_killed(tmp_path)
     for file in tmp_path.glob("index.db*"):
