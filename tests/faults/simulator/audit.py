@@ -16,7 +16,7 @@ from shared.protocol.errors import Gone, NotFound, ProtocolError
 from shared.protocol.producer import ProducerKey, ProducerState
 from shared.protocol.stream import StreamState
 from tests.faults.simulator.books import Books
-from tests.faults.simulator.known import Known, Op, Status, insist
+from tests.faults.simulator.known import Known, Op, Status, Violation, insist
 
 T = TypeVar("T")
 
@@ -32,17 +32,17 @@ async def audit(
     Raises:
         Violation: a promise was broken.
     """
-    missing: list[tuple[str, ProtocolError]] = []
+    missing: list[str] = []
     for path in paths:
         since = books.moment()
         try:
             state = await _heard(origin.reads.head(path), alive)
         except (NotFound, Gone) as error:
-            books.absent(path, error)
+            books.absent(path, error, since)
             known = books.here.get(path)
             if known is not None and known.deleting:
                 books.is_deleted(known)
-            missing.append((path, error))
+            missing.append(path)
             continue
         known = books.meet(path, state, since)
         known.deleting = 0
@@ -54,9 +54,15 @@ async def audit(
     books.creating.clear()
     books.forking.clear()
     for known in books.streams.values():
-        known.closing = known.deleting = 0
-    for path, error in missing:
-        books.absent(path, error)
+        known.deleting = 0
+    for path in missing:  # once more, now that no doubt is left
+        since = books.moment()
+        try:
+            state = await _heard(origin.reads.head(path), alive)
+        except (NotFound, Gone) as error:
+            books.absent(path, error, since)
+        else:
+            insist(False, f"{path!r} is there again: {state}")
     books.events["audit"] += 1
 
 
@@ -111,7 +117,7 @@ async def _read_whole(
             chunk = await _heard(origin.reads.read(known.path, offset), alive)
         except (NotFound, Gone) as error:
             books.end_read(known.path, None)
-            books.absent(known.path, error)
+            books.absent(known.path, error, since)
             return False
         books.end_read(known.path, since)
         books.saw(known.path, chunk, known, tail, closed)
@@ -211,8 +217,10 @@ async def _ask_again(
         outcome = await _heard(origin.streams.append(known.path, asked), alive)
     except (NotFound, Gone) as error:
         books.end_read(known.path, None)
-        books.absent(known.path, error)
+        books.absent(known.path, error, since)
         return
+    except ProtocolError as error:
+        raise Violation(f"{known} does not know {key}, which its data has: {error}") from error
     books.end_read(known.path, since)
     insist(isinstance(outcome, Unchanged), f"{known} takes {key} once more")
     expected = ProducerState(key.epoch, key.seq)

@@ -105,8 +105,6 @@ class Books:
         self._send(op)
         self.busy[op.path] += 1
         op.within = self.here.get(op.path)
-        if op.close and op.within is not None:
-            op.within.closing += 1
         if op.seq is not None:
             self.highest_seq[op.path] = max(op.seq, self.highest_seq.get(op.path, ""))
 
@@ -145,10 +143,8 @@ class Books:
         moved = before is not after or self.creating[op.path] > 0
         match error:
             case NotFound() | Gone():
-                self.absent(op.path, error)
+                self.absent(op.path, error, since)
             case StreamClosed() if after is not None and not moved:
-                may = after.closed or after.closing > 0
-                insist(may, f"{after} says that it is closed; nobody closed it")
                 self._is_closed(after)
             case StreamClosed() | ContentTypeMismatch() if moved:
                 pass
@@ -192,7 +188,6 @@ class Books:
     def _answered(self, op: Op) -> None:
         self.busy[op.path] -= 1
         if op.within is not None:
-            op.within.closing -= op.close
             op.within.high_ms = max(op.within.high_ms, self.now_ms())
 
     # --- deletions -------------------------------------------------------------------------------
@@ -258,7 +253,7 @@ class Books:
             self._is_closed(known)
         return known
 
-    def absent(self, path: str, error: ProtocolError) -> None:
+    def absent(self, path: str, error: ProtocolError, since: Moment) -> None:
         """Take in that a stream is not there, or only for its forks."""
         known = self.here.get(path)
         soft = isinstance(error, Gone)
@@ -269,7 +264,7 @@ class Books:
         insist(may, f"{known} is not there: {error}")
         if soft:
             insist(self.may_have_forks(known), f"{known} is kept for forks that it does not have")
-        elif known.deleted:
+        elif known.deleted_at is not None and known.deleted_at < since.tick:
             insist(not self.must_have_forks(known), f"{known} is gone, and its forks are not")
 
     def saw(self, path: str, chunk: Chunk, expected: Known | None, tail: int, closed: bool) -> None:
@@ -340,8 +335,7 @@ class Books:
 
     def _is_closed(self, known: Known) -> None:
         if known.closed_at is None:
-            may = known.closing > 0 or self._made_closed(known)
-            insist(may, f"{known} is closed; nobody closed it")
+            insist(self._may_be_closed(known), f"{known} is closed; nobody closed it")
             known.closed_at = self.moment().tick
 
     # --- deaths ----------------------------------------------------------------------------------
@@ -390,11 +384,9 @@ class Books:
     def _must_be_over(self, known: Known, since_ms: int) -> bool:
         return self.busy[known.path] == 0 and known.must_be_over(since_ms)
 
-    def _made_closed(self, known: Known) -> bool:
-        if known.made_by is not None:
-            return known.made_by.close
+    def _may_be_closed(self, known: Known) -> bool:
+        doubtful = (Status.PENDING, Status.UNKNOWN)
         return any(
-            op.close and op.expiry is not None and op.path == known.path
+            op.close and op.path == known.path and (op.stream == known.number or op.status in doubtful)
             for op in self.ops.values()
-            if op.status in (Status.PENDING, Status.UNKNOWN)
         )

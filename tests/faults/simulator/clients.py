@@ -194,7 +194,7 @@ class Session:
             insist(op.source is not None, f"a create at {op.path!r}: {error}")
             assert op.source is not None
             if books.here.get(op.source) is source:
-                books.absent(op.source, error)
+                books.absent(op.source, error, since)
         else:
             books.created(op, state, fresh, since)
             return
@@ -255,7 +255,7 @@ class Session:
             books.not_deleted(known)
         except (NotFound, Gone) as error:
             books.not_deleted(known)
-            books.absent(path, error)
+            books.absent(path, error, since)
         else:
             books.deleted(known, path, since)
 
@@ -410,7 +410,7 @@ class Session:
             if isinstance(error, InvalidOffset) or "belongs to an earlier" in str(error):
                 insist(not (same and settled), f"{known} forgot an offset: {error}")
             else:
-                books.absent(path, error)
+                books.absent(path, error, since)
             return None
         except Unavailable:
             return None

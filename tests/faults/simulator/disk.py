@@ -22,6 +22,7 @@ SECTOR_BYTES: Final = 512  # what a disk writes whole, or not at all
 
 Call = Literal["read", "write", "sync", "truncate"]
 How = Literal["kill", "power"]
+Counted = Literal["any", "sync"]
 
 
 class NoRoom(Exception):
@@ -144,8 +145,10 @@ class Disk:
         self._random = random_
         self._events = events
         self._turn = turn
-        self.calls = 0  # that change something
-        self.crash_at: tuple[int, How] | None = None  # before which of them
+        self.calls = {"any": 0, "sync": 0}  # that change something
+        self.crash_at: tuple[Counted, int, How] | None = None  # before which of them
+        self.how: How | None = None  # it did
+        self.lost = ""  # what of it
         self.on_crash: Callable[[], None] = lambda: None
         self.left: Files | None = None  # what the next life finds; None: this one goes on
         self.fault: Fault | None = None
@@ -163,6 +166,7 @@ class Disk:
         if self.over:
             return
         self._events["crash: " + how] += 1
+        self.how = how
         self.left = self._files.copy() if how == "kill" else self._lose_power(self._files.copy())
         self.on_crash()
 
@@ -236,7 +240,7 @@ class Disk:
             told: of how many it was told before.
             folder: whether its name is made durable with it.
         """
-        self._step()
+        self._step("sync")
         if self.over or (self.forgets_syncs_of and name.startswith(self.forgets_syncs_of)):
             return told
         self._events["sync"] += 1
@@ -254,7 +258,7 @@ class Disk:
         return told
 
     def sync_folder(self) -> None:
-        self._step()
+        self._step("sync")
         if not self.over:
             self._files.sync()
 
@@ -263,13 +267,16 @@ class Disk:
 
     # --- chance ----------------------------------------------------------------------------------
 
-    def _step(self) -> None:
+    def _step(self, call: Counted = "any") -> None:
         self._turn()
         if self.over:
             return
-        self.calls += 1
-        if self.crash_at is not None and self.calls >= self.crash_at[0]:
-            self.crash(self.crash_at[1])
+        self.calls["any"] += 1
+        self.calls["sync"] += call == "sync"
+        if self.crash_at is not None:
+            counted, calls, how = self.crash_at
+            if self.calls[counted] >= calls:
+                self.crash(how)
 
     def _fails(self, call: Call) -> bool:
         fault = self.fault
@@ -289,8 +296,10 @@ class Disk:
                 del files.durable[name]
             else:
                 files.durable[name] = inode
-        if kept < len(files.pending):
-            self._events["lost name"] += 1
+        lost = [name for name, _ in files.pending[kept:]]
+        self._events["lost name"] += len(lost)
+        pending = {name: len(inode.pending) for name, inode in files.durable.items()}
+        self.lost = f"names lost: {lost}, changes in doubt: {pending}"
         for inode in files.durable.values():
             self._settle(inode)
         return Files(dict(files.durable), dict(files.durable))

@@ -74,7 +74,6 @@ class Known:
     mask: bytearray = field(default_factory=bytearray)  # 0xff where content is known
     tail: int = 0  # at least
     closed_at: int | None = None  # tick at which it was known to be closed
-    closing: int = 0  # closes that may have happened
     deleted_at: int | None = None  # tick at which its end was acknowledged, or seen
     deleting: int = 0  # deletions that may have happened
     low_ms: int = 0  # last touch, at least

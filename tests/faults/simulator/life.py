@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
+import apsw
+
 from origin.app import open_origin
 from origin.frame import CorruptLog
 from origin.handlers import Handlers
@@ -27,8 +29,6 @@ from tests.faults.simulator.known import Violation
 from tests.faults.simulator.plan import CLIENTS, PATHS, Life, Plan
 from tests.faults.simulator.turns import Loop, Turns, instead_of_threads
 from tests.faults.simulator.vfs import mounted
-
-_ROOM_AT_LAST_S = 5.0  # before a client that may wait for room finds some
 
 
 class _Clock:
@@ -128,13 +128,13 @@ class _Life:
         disk, end, events = self._disk, self._life.end, self._world.events
 
         def on_crash() -> None:
-            self._world.trace(f"the end: after {disk.calls} calls of the disk")
+            self._world.trace(f"{disk.how}: after {disk.calls['any']} calls of the disk; {disk.lost}")
             loop.call_soon_threadsafe(self._ended.set)
             self._turns.give_way()
 
         disk.on_crash = on_crash
         if end.how != "stop" and end.calls is not None and not end.while_stopping:
-            disk.crash_at = (end.calls, end.how)
+            disk.crash_at = (end.at, end.calls, end.how)
         try:
             journal = SqliteJournal(self._folder, vfs=vfs)
         except (CorruptLog, JournalFailed) as error:
@@ -145,6 +145,11 @@ class _Life:
         except CorruptLog as error:
             journal.close()
             self._refused(error)
+        except apsw.IOError:
+            if not self._fault_met():
+                raise
+            events["stop failed"] += 1
+            disk.crash("kill")
         if disk.over:
             self._books.died(clean=False)
         else:
@@ -156,8 +161,7 @@ class _Life:
     def _refused(self, error: Exception) -> None:
         """A start may be refused for what befell it, and for nothing else."""
         self._world.trace(f"refused to start: {error}")
-        fault = self._life.fault
-        excused = (fault is not None and fault.met) or self._life.room_bytes is not None
+        excused = self._fault_met() or self._life.room_bytes is not None
         if not self._disk.over and not excused:
             raise Violation(f"the origin does not start: {error}") from error
         self._world.events["start refused"] += 1
@@ -188,12 +192,13 @@ class _Life:
                     raise
                 self._broken = error
             except CorruptLog as error:
-                if not disk.over and not (life.fault is not None and life.fault.met):
+                if not disk.over and not self._fault_met():
                     raise Violation(f"a read: {error}") from error
             disk.room_bytes = None
             if life.end.how != "stop":
                 if life.end.while_stopping and life.end.calls is not None:
-                    disk.crash_at = (disk.calls + life.end.calls, life.end.how)
+                    at = life.end.at
+                    disk.crash_at = (at, disk.calls[at] + life.end.calls, life.end.how)
                 else:
                     disk.crash(life.end.how)
 
@@ -220,6 +225,9 @@ class _Life:
         if self._audited:
             await audit(self._books, origin, paths, self._alive)
 
+    def _fault_met(self) -> bool:
+        return self._life.fault is not None and self._life.fault.met
+
     def _alive(self) -> None:
         if self._disk.over:
             raise Died
@@ -237,8 +245,7 @@ class _Life:
         if self._disk.over:
             return
         self._world.trace(f"stopped itself: {error}")
-        fault = self._life.fault
-        if fault is None or not fault.met:
+        if not self._fault_met():
             self._broken = Violation(f"the origin stopped itself: {error!r}")
         self._world.events["stopped itself"] += 1
         self._disk.crash("kill")

@@ -52,12 +52,13 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a life ends: as soon as so many calls of the disk are done, or once its steps are."""
+    """How a life ends: at some call of the disk, or once its steps are done."""
 
     how: How | Literal["stop"]
-    calls: int | None  # of the disk; None: once the steps are done
-    while_stopping: bool  # counted from the moment at which it is told to stop
-    down_s: float  # until the next life
+    calls: int | None  # None: once the steps are done
+    at: Literal["any", "sync"] = "any"  # which calls are counted
+    while_stopping: bool = False  # from the moment on at which it is told to stop
+    down_s: float = 0  # until the next life
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,16 +139,18 @@ def _life(random_: random.Random, steps: Iterator[Step]) -> Life:
     count = random_.choice([0, 5, 30, 60])
     how: How = random_.choice(["kill", "power", "power"])
     calls = int(random_.choice([30, 200, 1000]) * random_.random()) + 1
+    down_s = random_.choice([0, 0, 1, 30])
     end = random_.choice(
         [
-            End(how, calls, False, 0),
-            End(how, calls, False, 0),
-            End(how, None, False, 0),
-            End(how, calls % 40, True, 0),
-            End("stop", None, False, 0),
+            End(how, calls, down_s=down_s),
+            # What is written and not synced: the very moment for which all of this is.
+            End(how, calls // 6 + 1, "sync", down_s=down_s),
+            End(how, calls // 6 + 1, "sync", down_s=down_s),
+            End(how, None, down_s=down_s),
+            End(how, calls % 40 + 1, while_stopping=True, down_s=down_s),
+            End("stop", None, down_s=down_s),
         ]
     )
-    down_s = random_.choice([0, 0, 1, 30])
     fault = None
     if random_.random() < 0.25:
         call: Call = random_.choice(["write", "sync", "sync", "read", "truncate"])
@@ -156,7 +159,7 @@ def _life(random_: random.Random, steps: Iterator[Step]) -> Life:
     room_bytes = random_.randrange(40_000) if random_.random() < 0.05 else None
     return Life(
         tuple(next(steps) for _ in range(count)),
-        End(end.how, end.calls, end.while_stopping, down_s),
+        end,
         fault,
         room_bytes,
     )

@@ -61,7 +61,7 @@ def run(seed: int, steps: Collection[int] | None = None, broken: Broken | None =
     )
     world.forgets_syncs_of = broken.forgets_syncs_of
     outcome = Outcome(seed, plan, events, lines)
-    last = Life((), End("stop", None, False, 0), None, None)
+    last = Life((), End("stop", None), None, None)
     try:
         with broken.product:
             for life in plan.lives:

@@ -1,0 +1,63 @@
+"""Mutants: what the product must not do, done on purpose. A simulator that can't tell is no proof."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Final
+from unittest.mock import patch
+
+from origin.commit import Committer
+from origin.frame import Appended, Deleted, Placement, Record, encode_frame
+from tests.faults.simulator.runner import Broken
+
+
+def without_fsync() -> Broken:
+    """The journal's fsync does nothing."""
+    return Broken(forgets_syncs_of="journal.db")
+
+
+def producers_in_a_second_commit() -> Broken:
+    """What a producer has sent goes into one frame, and that it has into the next one."""
+    return Broken(product=_producers_later())
+
+
+def acknowledged_before_durable() -> Broken:
+    """Nobody waits for the commit."""
+
+    async def at_once(self: Committer) -> None:
+        await asyncio.sleep(0)
+
+    return Broken(product=patch.object(Committer, "settled", at_once))
+
+
+@contextmanager
+def _producers_later() -> Iterator[None]:
+    held: list[Appended] = []
+
+    def encode(
+        lsn: int, at_ms: int, records: Iterable[Record]
+    ) -> tuple[bytes, list[Placement]]:
+        now: list[Record] = list(held)
+        held.clear()
+        for record in records:
+            if isinstance(record, Appended) and record.producer is not None and not record.close:
+                held.append(replace(record, payload=b"", stream_seq=None))
+                record = replace(record, producer=None)
+            elif isinstance(record, Deleted):
+                gone = record.incarnation
+                held[:] = [later for later in held if later.incarnation != gone]
+            now.append(record)
+        return encode_frame(lsn, at_ms, now)
+
+    with patch("origin.commit.encode_frame", encode):
+        yield
+
+
+MUTANTS: Final[dict[str, Callable[[], Broken]]] = {
+    "the journal's fsync does nothing": without_fsync,
+    "producer state goes into a second commit": producers_in_a_second_commit,
+    "an append is acknowledged before it is durable": acknowledged_before_durable,
+}
