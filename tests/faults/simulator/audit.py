@@ -40,21 +40,14 @@ async def audit(
         except (NotFound, Gone) as error:
             books.absent(path, error, since)
             known = books.here.get(path)
-            if known is not None and known.deleting:
+            if known is not None and not known.may_be_over(books.now_ms()):
                 books.is_deleted(known)
             missing.append(path)
             continue
         known = books.meet(path, state, since)
         known.deleting = 0
         await _audit_stream(books, origin, known, state, alive)
-    for op in books.ops.values():
-        if op.status is Status.UNKNOWN:
-            op.status = Status.LOST
-            books.events["settled: not there"] += 1
-    books.creating.clear()
-    books.forking.clear()
-    for known in books.streams.values():
-        known.deleting = 0
+    books.settle()
     for path in missing:  # once more, now that no doubt is left
         since = books.moment()
         try:

@@ -22,6 +22,7 @@ from shared.protocol.errors import (
     SequenceRegression,
     StreamClosed,
 )
+from shared.protocol.expiry import NEVER
 from shared.protocol.offset import parse_offset
 from shared.protocol.stream import StreamState
 from shared.wake import Wake
@@ -83,8 +84,10 @@ class Books:
         """Take in that a stream is what a create has made."""
         state = known.state
         assert state is not None
-        least, most = op.fork_at
-        insist(least <= state.base <= (state.base if most is None else most), f"{known}: its base")
+        if state.fork is not None and state.fork.source == op.fork_of:
+            least, most = op.fork_at
+            insist(least <= state.base, f"{known} begins at {state.base}, before {least}")
+            insist(most is None or state.base <= most, f"{known} begins at {state.base}")
         insist(state.content_type == op.content_type, f"{known} has type {state.content_type}")
         insist((state.fork.source_path if state.fork else None) == op.source, f"{known}: source")
         known.made_by, op.stream = op, known.number
@@ -258,7 +261,8 @@ class Books:
         known = self.here.get(path)
         soft = isinstance(error, Gone)
         if known is None:
-            insist(not soft or self.creating[path] > 0, f"{path!r} never was, and is gone")
+            may = self.creating[path] > 0 or self.has_faded(path)
+            insist(not soft or may, f"{path!r} never was, and is gone")
             return
         may = known.may_be_deleted() or known.may_be_over(self.now_ms())
         insist(may, f"{known} is not there: {error}")
@@ -298,6 +302,9 @@ class Books:
     def announced(self, path: str, wake: Wake) -> None:
         """Take in what was announced to edges: a promise to every reader."""
         before, after = parse_offset(wake.before), parse_offset(wake.after)
+        known = self.streams.get(wake.incarnation)
+        if known is None and wake.deleted and self.has_faded(path):
+            return  # what nobody had been told of has come to its end
         known = self._find(path, wake.incarnation)
         if wake.payload is not None:
             known.learn(before.position, wake.payload, "wake")
@@ -305,7 +312,7 @@ class Books:
                 after.position - before.position == len(wake.payload), f"a wake of {known} lacks"
             )
         known.tail = max(known.tail, after.position)
-        if wake.closed:
+        if wake.closed and not wake.deleted:
             self._is_closed(known)
         if wake.deleted:
             may = known.deleting > 0 or known.may_be_over(self.now_ms())
@@ -339,6 +346,28 @@ class Books:
             known.closed_at = self.moment().tick
 
     # --- deaths ----------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Take in that what is still unknown was not found."""
+        self.creating.clear()
+        self.forking.clear()
+        for op in self.ops.values():
+            if op.status is Status.UNKNOWN:
+                op.status = Status.FADED if self._may_have_faded(op) else Status.LOST
+                self.events["settled: not there"] += 1
+            if op.status is Status.FADED and op.source is not None:
+                self.forking[op.source] += 1
+        for known in self.streams.values():
+            known.deleting = 0
+
+    def has_faded(self, path: str) -> bool:
+        return any(op.status is Status.FADED and op.path == path for op in self.ops.values())
+
+    def _may_have_faded(self, op: Op) -> bool:
+        if op.expiry is None or op.source is None:
+            return op.expiry not in (None, NEVER)
+        sources = [known for known in self.streams.values() if known.path == op.source]
+        return op.expiry != NEVER or any(s.state and s.state.expiry != NEVER for s in sources)
 
     def died(self, *, clean: bool) -> None:
         """Take in that the process is gone: what was not answered is unknown."""

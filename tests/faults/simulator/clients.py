@@ -185,11 +185,12 @@ class Session:
             state, fresh = await self._ask(self._origin.streams.create(op.path, asked))
         except Unavailable:
             books.events["refused: no room"] += 1
-        except Conflict:
+        except Conflict as error:
             known = books.here.get(op.path)
             there = known is not None and not books.is_gone_for_good(known)
             of_source = source is not None and source.may_be_deleted()
-            insist(there or of_source, f"a create at {op.path!r} is a conflict; with what?")
+            there |= books.has_faded(op.path)
+            insist(there or of_source, f"a create at {op.path!r} is a conflict: {error}")
         except NotFound as error:
             insist(op.source is not None, f"a create at {op.path!r}: {error}")
             assert op.source is not None
@@ -214,7 +215,7 @@ class Session:
         assert state is not None
         op = self._op(path, state.content_type, dice, data=dice[2] % 3 == 0)
         op.source, op.expiry = source.path, self._expiry(dice)
-        op.fork_at = (source.tail, None)
+        op.fork_of, op.fork_at = source.number, (source.tail, None)
         offset, sub = None, 0
         ends = sorted(end for end in source.ends if end <= source.tail)
         if ends and dice[6] % 3:

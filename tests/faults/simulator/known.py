@@ -37,6 +37,7 @@ class Status(Enum):
     UNKNOWN = auto()  # the process died first: it may have happened, once
     KEPT = auto()  # it had happened
     LOST = auto()  # it had not, and never will by itself
+    FADED = auto()  # a create: if it had, the time of what it made is over
 
 
 @dataclass(slots=True, eq=False)
@@ -59,7 +60,8 @@ class Op:
     repeated: bool = False  # the server has said that it had happened before
     stream: int | None = None  # incarnation, once known
     within: Known | None = None  # the stream that was there when it was last sent
-    fork_at: tuple[int, int | None] = (0, None)  # least and most position of a fork's point
+    fork_of: int | None = None  # incarnation of that source, when it was sent
+    fork_at: tuple[int, int | None] = (0, None)  # least and most position of its point, then
 
 
 @dataclass(slots=True, eq=False)

@@ -20,6 +20,7 @@ from origin.handlers import Handlers
 from origin.journal import Journal, JournalFailed
 from origin.sqlite import SqliteJournal
 from shared.config import Settings
+from shared.protocol.errors import Unavailable
 from shared.wake import Wake
 from tests.fakes import NOON_MS
 from tests.faults.simulator.audit import audit
@@ -145,11 +146,12 @@ class _Life:
         except CorruptLog as error:
             journal.close()
             self._refused(error)
-        except apsw.IOError:
-            if not self._fault_met():
-                raise
-            events["stop failed"] += 1
-            disk.crash("kill")
+        except (apsw.IOError, Unavailable):
+            if not disk.over:
+                if not self._fault_met():
+                    raise
+                events["stop failed"] += 1
+                disk.crash("kill")
         if disk.over:
             self._books.died(clean=False)
         else:
