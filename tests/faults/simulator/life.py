@@ -72,11 +72,12 @@ class World:
     lives: int = 0
 
 
-def live(world: World, life: Life, *, audited: bool = False) -> None:
+def live(world: World, life: Life, *, audited: bool = False, damaged: bool = False) -> None:
     """Go through one life, on what earlier ones left.
 
     Args:
         audited: whether it ends with an audit.
+        damaged: whether what it finds may be refused, if it is said what and where.
 
     Raises:
         Violation: the server broke a promise.
@@ -93,7 +94,7 @@ def live(world: World, life: Life, *, audited: bool = False) -> None:
     if life.fault is not None:
         life.fault.met = False
     world.clients.books.now_ms = _Clock(turns).now_ms
-    one = _Life(world, life, turns, disk, folder, audited)
+    one = _Life(world, life, turns, disk, folder, audited, damaged)
     loop = Loop(turns)
     try:
         with (
@@ -112,7 +113,14 @@ def live(world: World, life: Life, *, audited: bool = False) -> None:
 
 class _Life:
     def __init__(
-        self, world: World, life: Life, turns: Turns, disk: Disk, folder: Path, audited: bool
+        self,
+        world: World,
+        life: Life,
+        turns: Turns,
+        disk: Disk,
+        folder: Path,
+        audited: bool,
+        damaged: bool,
     ) -> None:
         self._world = world
         self._life = life
@@ -120,6 +128,7 @@ class _Life:
         self._disk = disk
         self._folder = folder
         self._audited = audited
+        self._damaged = damaged
         self._books = world.clients.books
         self._ended = asyncio.Event()
         self._broken: Violation | None = None
@@ -163,6 +172,9 @@ class _Life:
     def _refused(self, error: Exception) -> None:
         """A start may be refused for what befell it, and for nothing else."""
         self._world.trace(f"refused to start: {error}")
+        if self._damaged:
+            self._reported(error)
+            return
         excused = self._fault_met() or self._life.room_bytes is not None
         if not self._disk.over and not excused:
             raise Violation(f"the origin does not start: {error}") from error
@@ -194,7 +206,9 @@ class _Life:
                     raise
                 self._broken = error
             except CorruptLog as error:
-                if not disk.over and not self._fault_met():
+                if self._damaged:
+                    self._reported(error)
+                elif not disk.over and not self._fault_met():
                     raise Violation(f"a read: {error}") from error
             disk.room_bytes = None
             if life.end.how != "stop":
@@ -226,6 +240,12 @@ class _Life:
             await asyncio.gather(*tasks, return_exceptions=True)
         if self._audited:
             await audit(self._books, origin, paths, self._alive)
+
+    def _reported(self, error: Exception) -> None:
+        named = "journal.db" in str(error) or "frame" in str(error)
+        if not isinstance(error, CorruptLog) or not named:
+            raise Violation(f"damage is not named: {error!r}") from error
+        self._world.events["flipped bit reported"] += 1
 
     def _fault_met(self) -> bool:
         return self._life.fault is not None and self._life.fault.met

@@ -10,10 +10,12 @@ from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from tests.faults.simulator.books import Books
 from tests.faults.simulator.clients import Clients
 from tests.faults.simulator.disk import Files
+from tests.faults.simulator.flips import flip
 from tests.faults.simulator.life import World, live
 from tests.faults.simulator.plan import End, Life, Plan, draw, only
 
@@ -35,6 +37,22 @@ class Outcome:
     events: Counter[str]
     trace: list[str]
     error: BaseException | None = None
+
+
+_LAST: Final = Life((), End("stop", None), None, None)
+_FLIPS: Final = 2  # at the end of each seed
+
+
+def _flip(world: World, files: Files) -> None:
+    """Let one bit of what lies still be another, and see what a start makes of it."""
+    flipped = flip(files, world.random_)
+    if flipped is None:
+        return
+    kept, (world.files, where) = world.files, flipped
+    world.trace(f"flipped a bit of {where}")
+    world.events["flipped bit"] += 1
+    live(world, _LAST, audited=True, damaged=True)
+    world.files = kept
 
 
 def run(seed: int, steps: Collection[int] | None = None, broken: Broken | None = None) -> Outcome:
@@ -61,13 +79,15 @@ def run(seed: int, steps: Collection[int] | None = None, broken: Broken | None =
     )
     world.forgets_syncs_of = broken.forgets_syncs_of
     outcome = Outcome(seed, plan, events, lines)
-    last = Life((), End("stop", None), None, None)
     try:
         with broken.product:
             for life in plan.lives:
                 live(world, life)
-            live(world, last, audited=True)
-            live(world, last, audited=True)
+            left = world.files
+            for _ in range(2):
+                live(world, _LAST, audited=True)
+            for _ in range(_FLIPS):
+                _flip(world, left if world.random_.random() < 0.5 else world.files)
     except Exception as error:
         outcome.error = error
     finally:
