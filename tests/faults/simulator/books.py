@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from shared.protocol.append import Accepted, Unchanged
@@ -47,6 +48,21 @@ class Books:
     highest_seq: dict[str, str] = field(default_factory=dict)  # by path, of all that was sent
     events: Counter[str] = field(default_factory=Counter)
     _tick: int = 0
+
+    def copy(self) -> Books:
+        """Return books of their own, for a world that takes another turn."""
+        kept = self.ops, self.streams, self.here, self.creating, self.forking, self.highest_seq
+        ops, streams, here, creating, forking, highest_seq = deepcopy(kept)
+        return replace(
+            self,
+            ops=ops,
+            streams=streams,
+            here=here,
+            creating=creating,
+            forking=forking,
+            busy=Counter(),
+            highest_seq=highest_seq,
+        )
 
     def moment(self) -> Moment:
         """Return now: all that happens later comes after it."""
@@ -416,6 +432,8 @@ class Books:
     def _may_be_closed(self, known: Known) -> bool:
         doubtful = (Status.PENDING, Status.UNKNOWN)
         return any(
-            op.close and op.path == known.path and (op.stream == known.number or op.status in doubtful)
+            op.close
+            and op.path == known.path
+            and (op.stream == known.number or op.status in doubtful)
             for op in self.ops.values()
         )

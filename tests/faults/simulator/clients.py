@@ -108,8 +108,10 @@ class Session:
                 await self._append(body)
             case "produce":
                 await self._produce(step.client, path, known, dice)
-            case "again" | "stale":
-                await self._old(step.client, path, known, dice, stale=step.kind == "stale")
+            case "again":
+                await self._again(step.client, path, known, dice[0])
+            case "stale":
+                await self._stale(step.client, path, known, dice)
             case "close":
                 data = dice[2] % 2 == 0
                 await self._append(self._append_op(path, known, dice, close=True, data=data))
@@ -180,17 +182,16 @@ class Session:
         asked = Create(op.content_type, op.expiry, op.close, op.body, op.source, offset, sub)
         source = None if op.source is None else books.here.get(op.source)
         since = books.moment()
+        in_use = self._in_use(op.path)
         books.send_create(op)
         try:
             state, fresh = await self._ask(self._origin.streams.create(op.path, asked))
         except Unavailable:
             books.events["refused: no room"] += 1
         except Conflict as error:
-            known = books.here.get(op.path)
-            there = known is not None and not books.is_gone_for_good(known)
+            in_use |= self._in_use(op.path)
             of_source = source is not None and source.may_be_deleted()
-            there |= books.has_faded(op.path)
-            insist(there or of_source, f"a create at {op.path!r} is a conflict: {error}")
+            insist(in_use or of_source, f"a create at {op.path!r} is a conflict: {error}")
         except NotFound as error:
             insist(op.source is not None, f"a create at {op.path!r}: {error}")
             assert op.source is not None
@@ -200,6 +201,12 @@ class Session:
             books.created(op, state, fresh, since)
             return
         books.not_created(op)
+
+    def _in_use(self, path: str) -> bool:
+        """Tell whether a path may be that of a stream, or be kept for the forks of one."""
+        known = self._books.here.get(path)
+        there = known is not None and not self._books.is_gone_for_good(known)
+        return there or self._books.has_faded(path)
 
     async def _fork(self, path: str, dice: tuple[int, ...]) -> None:
         """Fork a stream at its tail, at a boundary, or within the append that begins there."""
@@ -342,40 +349,56 @@ class Session:
             elif isinstance(error, StaleEpoch):
                 raise Violation(f"{known} knows a later epoch than {op.producer}: {error}")
             elif isinstance(error, SequenceGap):
-                insist(op is not writer.open[0], f"{known} lacks what was acknowledged before: {error}")
-            elif isinstance(error, Violation | Died):
-                raise error
+                another = self._books.here.get(path) is not known or self._books.creating[path] > 0
+                insist(
+                    another or op is not writer.open[0],
+                    f"{known} lacks what was acknowledged before: {error}",
+                )
             elif not isinstance(error, Unavailable | ProtocolError):
                 raise error
             elif op.seq is not None:
                 writer.stream = None  # a later Stream-Seq came first: this one never will
 
-    async def _old(
-        self, client: int, path: str, known: Known | None, dice: tuple[int, ...], *, stale: bool
+    async def _again(self, client: int, path: str, known: Known | None, die: int) -> None:
+        """Send a write again that was acknowledged."""
+        writer = self._writer(client, path, known)
+        if writer is None:
+            return
+        done = [
+            op
+            for op in writer.done
+            if op.producer is not None
+            and (op.stream, op.producer.epoch) == (writer.stream, writer.epoch)
+        ]
+        if done:
+            error = await self._append(done[die % len(done)])
+            may = error is None or self._may_refuse_all(path, known, error)
+            insist(may, f"{known} refuses what it has acknowledged: {error!r}")
+
+    async def _stale(
+        self, client: int, path: str, known: Known | None, dice: tuple[int, ...]
     ) -> None:
-        """Send a write again that was acknowledged, or one of an epoch that is over."""
-        writer = self._clients.writers.get((client, path))
-        if writer is None or known is None or writer.stream != known.number or not writer.done:
+        """Send a write of an epoch that is over."""
+        writer = self._writer(client, path, known)
+        if writer is None or writer.epoch < 2:
             return
-        op = writer.done[dice[0] % len(writer.done)]
-        assert op.producer is not None
-        if stale:
-            if writer.epoch < 2 or not any(
-                o.producer and o.producer.epoch == writer.epoch for o in writer.done
-            ):
-                return
-            op = self._append_op(path, known, dice)
-            op.producer = ProducerKey(f"p{client}", writer.epoch - 1, dice[1] % 3)
-        elif op.stream != known.number or op.producer.epoch != writer.epoch:
+        if not any(op.producer and op.producer.epoch == writer.epoch for op in writer.done):
             return
+        op = self._append_op(path, known, dice)
+        op.producer = ProducerKey(f"p{client}", writer.epoch - 1, dice[1] % 3)
         error = await self._append(op)
-        if stale:
-            gone = isinstance(error, StreamClosed | NotFound | Gone | Unavailable)
-            refused = isinstance(error, StaleEpoch) or gone
-            insist(refused, f"{known} took {op.producer} of an epoch that is over: {error!r}")
-        else:
-            fine = error is None or isinstance(error, StreamClosed | NotFound | Gone | Unavailable)
-            insist(fine, f"{known} refuses what it has acknowledged: {error!r}")
+        may = isinstance(error, StaleEpoch) or self._may_refuse_all(path, known, error)
+        insist(may, f"{known} took {op.producer} of an epoch that is over: {error!r}")
+
+    def _writer(self, client: int, path: str, known: Known | None) -> Writer | None:
+        """Return what a client has written to a stream, if it has."""
+        writer = self._clients.writers.get((client, path))
+        return writer if writer and known and writer.stream == known.number else None
+
+    def _may_refuse_all(self, path: str, known: Known | None, error: object) -> bool:
+        """Tell whether a stream takes no more, or is another by now."""
+        moved = self._books.here.get(path) is not known or self._books.creating[path] > 0
+        return moved or isinstance(error, StreamClosed | NotFound | Gone | Unavailable)
 
     # --- reads -----------------------------------------------------------------------------------
 

@@ -6,8 +6,9 @@ what is pending may be there or not, in any order, torn between sectors; directo
 kept in their order, as file systems keep theirs. When only the process dies, all of it is still on
 its way.
 
-One thing is left out: a kernel that goes on showing what it failed to write. No log that is read
-through the kernel's cache survives that.
+Two things are left out. A kernel that goes on showing what it failed to write: no log that is read
+through the kernel's cache survives that. And a full disk that keeps the first half of what was to
+be written over something else: the old second half may be just what was missing.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ class Inode:
 
     durable: bytearray = field(default_factory=bytearray)
     pending: list[Write | Cut] = field(default_factory=list)
+    size: int = 0  # as processes see it
     failures: int = 0  # of syncs: each open file is told of each, once
 
     def content(self) -> bytearray:
@@ -83,7 +85,7 @@ class Inode:
         return seen
 
     def copy(self) -> Inode:
-        return Inode(bytearray(self.durable), list(self.pending))
+        return Inode(bytearray(self.durable), list(self.pending), len(self.content()))
 
 
 @dataclass(slots=True)
@@ -213,13 +215,16 @@ class Disk:
         if not self.over:
             if self.room_bytes is not None:
                 if len(data) > self.room_bytes:
-                    data, error = data[: self.room_bytes], NoRoom()
+                    # A part of it is there if the file was to grow; in its place lies no other.
+                    part = self.room_bytes if offset >= inode.size else 0
+                    data, error = data[:part], NoRoom()
                     self._events["disk full"] += 1
                 self.room_bytes -= len(data)
             if self._fails("write"):
                 data, error = data[: self._random.randrange(len(data) + 1)], BadDisk("write")
             if data:
                 inode.pending.append(Write(offset, data))
+                inode.size = max(inode.size, offset + len(data))
         if data:
             put(data)
         if error is not None:
@@ -232,6 +237,7 @@ class Disk:
         if self._fails("truncate"):
             raise BadDisk("truncate")
         inode.pending.append(Cut(size))
+        inode.size = size
 
     def sync(self, inode: Inode, name: str, told: int, *, folder: bool) -> int:
         """Make a file durable; return how many failures whoever opened it has been told of.
@@ -302,6 +308,7 @@ class Disk:
         self.lost = f"names lost: {lost}, changes in doubt: {pending}"
         for inode in files.durable.values():
             self._settle(inode)
+            inode.size = len(inode.durable)
         return Files(dict(files.durable), dict(files.durable))
 
     def _settle(self, inode: Inode) -> None:

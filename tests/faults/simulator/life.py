@@ -138,7 +138,9 @@ class _Life:
         disk, end, events = self._disk, self._life.end, self._world.events
 
         def on_crash() -> None:
-            self._world.trace(f"{disk.how}: after {disk.calls['any']} calls of the disk; {disk.lost}")
+            self._world.trace(
+                f"{disk.how}: after {disk.calls['any']} calls of the disk; {disk.lost}"
+            )
             loop.call_soon_threadsafe(self._ended.set)
             self._turns.give_way()
 
@@ -157,7 +159,7 @@ class _Life:
             self._refused(error)
         except (apsw.IOError, Unavailable):
             if not disk.over:
-                if not self._fault_met():
+                if not self._fault_met() and self._life.room_bytes is None:
                     raise
                 events["stop failed"] += 1
                 disk.crash("kill")

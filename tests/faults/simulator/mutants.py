@@ -1,4 +1,5 @@
-"""Mutants: what the product must not do, done on purpose. A simulator that can't tell is no proof."""
+"""Mutants: what the product must not do, done on purpose: a simulator that can't tell proves
+nothing."""
 
 from __future__ import annotations
 
@@ -37,9 +38,7 @@ def acknowledged_before_durable() -> Broken:
 def _producers_later() -> Iterator[None]:
     held: list[Appended] = []
 
-    def encode(
-        lsn: int, at_ms: int, records: Iterable[Record]
-    ) -> tuple[bytes, list[Placement]]:
+    def encode(lsn: int, at_ms: int, records: Iterable[Record]) -> tuple[bytes, list[Placement]]:
         now: list[Record] = list(held)
         held.clear()
         for record in records:

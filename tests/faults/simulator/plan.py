@@ -18,8 +18,19 @@ PATHS: Final = 8
 LIVES: Final = 6
 
 Kind = Literal[
-    *("create", "fork", "append", "produce", "again", "stale", "close", "delete", "read"),
-    *("follow", "wait", "disk full", "room again"),
+    "create",
+    "fork",
+    "append",
+    "produce",
+    "again",
+    "stale",
+    "close",
+    "delete",
+    "read",
+    "follow",
+    "wait",
+    "disk full",
+    "room again",
 ]
 _WEIGHTS: Final[dict[Kind, int]] = {
     "create": 14,

@@ -43,16 +43,17 @@ _LAST: Final = Life((), End("stop", None), None, None)
 _FLIPS: Final = 2  # at the end of each seed
 
 
-def _flip(world: World, files: Files) -> None:
+def _flip(world: World, files: Files, books: Books) -> None:
     """Let one bit of what lies still be another, and see what a start makes of it."""
     flipped = flip(files, world.random_)
     if flipped is None:
         return
-    kept, (world.files, where) = world.files, flipped
+    kept, (world.files, where) = (world.files, world.clients.books), flipped
+    world.clients.books = books.copy()
     world.trace(f"flipped a bit of {where}")
     world.events["flipped bit"] += 1
     live(world, _LAST, audited=True, damaged=True)
-    world.files = kept
+    world.files, world.clients.books = kept
 
 
 def run(seed: int, steps: Collection[int] | None = None, broken: Broken | None = None) -> Outcome:
@@ -71,23 +72,22 @@ def run(seed: int, steps: Collection[int] | None = None, broken: Broken | None =
     world: World
 
     def trace(line: str) -> None:
-        lines.append(f"life {world.lives} {world.clients.books.now_ms() % 10_000_000:>8} ms  {line}")
+        ms = clients.books.now_ms() % 10_000_000
+        lines.append(f"life {world.lives} {ms:>8} ms  {line.replace(f'{folder}/', '')}")
 
     clients = Clients(books, trace)
-    world = World(
-        plan, random.Random(f"run {seed}"), folder, clients, events, trace, Files()
-    )
+    world = World(plan, random.Random(f"run {seed}"), folder, clients, events, trace, Files())
     world.forgets_syncs_of = broken.forgets_syncs_of
     outcome = Outcome(seed, plan, events, lines)
     try:
         with broken.product:
             for life in plan.lives:
                 live(world, life)
-            left = world.files
+            left = (world.files, books.copy())
             for _ in range(2):
                 live(world, _LAST, audited=True)
             for _ in range(_FLIPS):
-                _flip(world, left if world.random_.random() < 0.5 else world.files)
+                _flip(world, *(left if world.random_.random() < 0.5 else (world.files, books)))
     except Exception as error:
         outcome.error = error
     finally:

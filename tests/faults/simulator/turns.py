@@ -16,6 +16,7 @@ import selectors
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextvars import Context
 from types import SimpleNamespace
 from typing import Any, Final, Generic, TypeVar
 from unittest.mock import patch
@@ -282,14 +283,18 @@ class Loop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._turns.now_s
 
-    def call_soon_threadsafe(self, callback: Any, *args: Any, context: Any = None) -> Any:
+    def call_soon_threadsafe(  # type: ignore[override]
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
         self._turns.news = True
         return super().call_soon_threadsafe(callback, *args, context=context)
 
     def _write_to_self(self) -> None:
         """Nobody sleeps in a selector that this would wake."""
 
-    def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> Any:
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Callable[..., T], *args: Any
+    ) -> asyncio.Future[T]:
         pool = self._pool if executor is None else executor
         assert isinstance(pool, Pool)
         return pool.run(self, lambda: func(*args))
