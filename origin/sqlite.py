@@ -121,10 +121,10 @@ class SqliteJournal:
 
     def frames(self, after: int) -> Iterator[tuple[int, bytes]]:
         expected = after + 1
-        rows = self._writer.execute(
-            "SELECT lsn, body FROM frame WHERE lsn > ? ORDER BY lsn", (after,)
-        )
         try:
+            rows = self._writer.execute(
+                "SELECT lsn, body FROM frame WHERE lsn > ? ORDER BY lsn", (after,)
+            )
             for lsn, body in rows:
                 if lsn != expected:
                     raise CorruptLog(f"{self._journal_path}: frame {expected} is missing")

@@ -346,6 +346,19 @@ def test_missing_frame_is_named(tmp_path: Path) -> None:
     journal.close()
 
 
+def test_damaged_schema_is_named(tmp_path: Path) -> None:
+    """A flipped bit may leave a schema that reads well, and lacks a column."""
+    journal = SqliteJournal(tmp_path)
+    write(journal, b"one")
+    journal.close()
+    path = tmp_path / "journal.db"
+    path.write_bytes(path.read_bytes().replace(b"body BLOB", b"bodx BLOB"))
+    journal = SqliteJournal(tmp_path)
+    with pytest.raises(CorruptLog, match=r"journal\.db: frame 1: no such column"):
+        list(journal.frames(0))
+    journal.close()
+
+
 def test_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(JournalFailed, match=r"data folder .*/file"):
