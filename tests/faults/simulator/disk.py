@@ -221,7 +221,9 @@ class Disk:
                     self._events["disk full"] += 1
                 self.room_bytes -= len(data)
             if self._fails("write"):
-                data, error = data[: self._random.randrange(len(data) + 1)], BadDisk("write")
+                sectors = [piece.data for piece in Write(offset, data).sectors()]
+                done = self._random.randrange(len(sectors) + 1)
+                data, error = b"".join(sectors[:done]), BadDisk("write")
             if data:
                 inode.pending.append(Write(offset, data))
                 inode.size = max(inode.size, offset + len(data))

@@ -83,7 +83,7 @@ def run(seed: int, steps: Collection[int] | None = None, broken: Broken | None =
         with broken.product:
             for life in plan.lives:
                 live(world, life)
-            left = (world.files, books.copy())
+            left = (world.files.copy(), books.copy())
             for _ in range(2):
                 live(world, _LAST, audited=True)
             for _ in range(_FLIPS):
