@@ -85,7 +85,8 @@ class SqliteJournal:
         try:
             self._writer.execute("INSERT INTO frame VALUES (?, ?)", (lsn, frame))
         except apsw.Error as error:
-            if _is_full(error, self._writer):
+            # The WAL index grows last: where it has no room, the commit is on disk already.
+            if _is_full(error, self._writer) and not _is_index_full(error):
                 raise DiskFull(f"{self._journal_path}: {error}") from error
             raise JournalFailed(f"{self._journal_path}: {type(error).__name__}: {error}") from error
         wal_bytes = self._wal_bytes()
@@ -297,18 +298,21 @@ ORDER BY start"""
 
 
 def _is_full(error: apsw.Error, *connections: apsw.Connection) -> bool:
-    """Tell whether there was no room for a write, so that SQLite has kept nothing of it.
+    """Tell whether there was no room for a write, so that SQLite goes on as if it had not been.
 
     SQLite says so of ENOSPC alone; a quota and a limit on a file's size are I/O errors to it.
     """
-    if isinstance(error, apsw.FullError):
+    if isinstance(error, apsw.FullError) or _is_index_full(error):
         return True
     extended = getattr(error, "extendedresult", 0)
-    if extended == apsw.SQLITE_IOERR_SHMSIZE:  # the WAL index, before anything was written
-        return True
     return extended == apsw.SQLITE_IOERR_WRITE and any(
         connection.system_errno in (errno.EDQUOT, errno.EFBIG) for connection in connections
     )
+
+
+def _is_index_full(error: apsw.Error) -> bool:
+    """Tell whether there was no room for the WAL index, in its file of shared memory."""
+    return getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_SHMSIZE
 
 
 @contextmanager
