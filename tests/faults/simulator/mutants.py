@@ -7,17 +7,47 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 from unittest.mock import patch
 
+import apsw
+
 from origin.commit import Committer
 from origin.frame import Appended, Deleted, Placement, Record, encode_frame
+from origin.journal import DiskFull, JournalFailed
+from origin.sqlite import SqliteJournal
 from tests.faults.simulator.runner import Broken
 
 
 def without_fsync() -> Broken:
     """The journal's fsync does nothing."""
     return Broken(forgets_syncs_of="journal.db")
+
+
+def synchronous_normal() -> Broken:
+    """Commits are synced with the next checkpoint only; the checkpoint is, as it should be."""
+    opens = SqliteJournal._open
+
+    def carelessly(
+        self: SqliteJournal, path: Path, schema: str, synchronous: str
+    ) -> apsw.Connection:
+        return opens(self, path, schema, "NORMAL")
+
+    return Broken(product=patch.object(SqliteJournal, "_open", carelessly))
+
+
+def failed_fsync_tried_again() -> Broken:
+    """A commit whose fsync failed counts as refused, and the process goes on."""
+    append = SqliteJournal.append
+
+    def lightly(self: SqliteJournal, lsn: int, frame: bytes) -> None:
+        try:
+            append(self, lsn, frame)
+        except JournalFailed as error:
+            raise DiskFull(str(error)) from error
+
+    return Broken(product=patch.object(SqliteJournal, "append", lightly))
 
 
 def producers_in_a_second_commit() -> Broken:
@@ -57,6 +87,8 @@ def _producers_later() -> Iterator[None]:
 
 MUTANTS: Final[dict[str, Callable[[], Broken]]] = {
     "the journal's fsync does nothing": without_fsync,
+    "the journal is opened with synchronous NORMAL": synchronous_normal,
+    "a failed fsync counts as a refusal": failed_fsync_tried_again,
     "producer state goes into a second commit": producers_in_a_second_commit,
     "an append is acknowledged before it is durable": acknowledged_before_durable,
 }
