@@ -20,7 +20,7 @@ from origin.recover import recover
 from origin.sqlite import SqliteJournal
 from origin.streams import Streams
 from origin.trimmer import Trimmer
-from origin.upkeep import Compactor, Indexer, reap
+from origin.upkeep import Compactor, Indexer, or_stop, reap
 from shared import metrics
 from shared.bus import Publisher
 from shared.clock import Clock, SystemClock
@@ -152,7 +152,8 @@ async def open_origin(
         )
         trimmer = Trimmer(catalog, streams, ledger, journal, clock)
         upkeep = (indexer.keep(), compactor.keep(), trimmer.keep(), reap(catalog, streams))
-        await stack.enter_async_context(background(*upkeep, lane.sweep()))
+        kept = [or_stop(work, on_failure) for work in upkeep]
+        await stack.enter_async_context(background(*kept, lane.sweep()))
         listing = Listing(catalog, ledger, journal, prefix)
         yield Origin(lane, handlers, listener, listing)
 

@@ -144,18 +144,21 @@ def empty_log(connection: apsw.Connection) -> None:
 
 
 def is_full(error: apsw.Error, *connections: apsw.Connection) -> bool:
-    """Tell whether there was no room for a write, so that SQLite has kept nothing of it.
+    """Tell whether there was no room for a write, so that SQLite goes on as if it had not been.
 
     SQLite says so of ENOSPC alone; a quota and a limit on a file's size are I/O errors to it.
     """
-    if isinstance(error, apsw.FullError):
+    if isinstance(error, apsw.FullError) or is_index_full(error):
         return True
     extended = getattr(error, "extendedresult", 0)
-    if extended == apsw.SQLITE_IOERR_SHMSIZE:  # the WAL index, before anything was written
-        return True
     return extended == apsw.SQLITE_IOERR_WRITE and any(
         connection.system_errno in (errno.EDQUOT, errno.EFBIG) for connection in connections
     )
+
+
+def is_index_full(error: apsw.Error) -> bool:
+    """Tell whether there was no room for the WAL index, in its file of shared memory."""
+    return getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_SHMSIZE
 
 
 @contextmanager

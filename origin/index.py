@@ -8,17 +8,17 @@ from other rows (deadlines, counts) is kept in columns, so that nothing is ever 
 through all streams.
 """
 
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final
 
 import apsw
 import orjson
 
-from origin.database import Database, empty_log, is_full, one, reading
+from origin.database import Database, empty_log, is_full, is_index_full, one, reading
 from origin.frame import decode_state, encode_state
 from origin.journal import CUTS, Batch, Deadline, DiskFull, Extent, JournalFailed, Overdue, Stored
 from origin.usage import Usage
@@ -78,7 +78,7 @@ class Index:
         self.database = Database(
             path, _SCHEMA, vfs=vfs, version=_FORMAT, remedy="; without it, journal.db rebuilds it"
         )
-        self.writing = threading.Lock()  # held by whoever uses the writer
+        self.writing = Lock()  # held by whoever uses the writer
 
     def applied(self) -> tuple[int, int]:
         """Return the last lsn that it holds, and the next incarnation as of then."""
@@ -109,7 +109,8 @@ class Index:
 
     def failure(self, error: apsw.Error) -> Exception:
         """Return what an error of the writer means to callers."""
-        if is_full(error, self.database.writer):
+        # The WAL index grows last: where it has no room, the batch is on disk already.
+        if is_full(error, self.database.writer) and not is_index_full(error):
             return DiskFull(f"{self.path}: {error}")
         return JournalFailed(f"{self.path}: {type(error).__name__}: {error}")
 

@@ -20,7 +20,16 @@ import apsw
 
 from origin import wal
 from origin.cleaner import FRAMES_PAGES, PACKS_PAGES, PACKS_SCHEMA, Cleaner, Store
-from origin.database import BUSY_MS, Database, checkpoint, empty_log, is_full, one, reading
+from origin.database import (
+    BUSY_MS,
+    Database,
+    checkpoint,
+    empty_log,
+    is_full,
+    is_index_full,
+    one,
+    reading,
+)
 from origin.frame import CorruptLog
 from origin.index import Index
 from origin.journal import Batch, Deadline, DiskFull, Extent, JournalFailed, Overdue, Stored
@@ -57,6 +66,7 @@ class SqliteJournal:
         self._lock = lock_folder(folder)
         self._path = folder / "journal.db"
         try:
+            _sync_what_is_there(folder)
             look = partial(check_log, self._path)
             self._journal = Database(
                 self._path, JOURNAL_SCHEMA, vfs=vfs, pages=FRAMES_PAGES, look=look
@@ -79,7 +89,8 @@ class SqliteJournal:
             try:
                 self._writer.execute("INSERT INTO frame VALUES (?, ?)", (lsn, frame))
             except apsw.Error as error:
-                if is_full(error, self._writer):
+                # The WAL index grows last: where it has no room, the commit is on disk already.
+                if is_full(error, self._writer) and not is_index_full(error):
                     raise DiskFull(f"{self._path}: {error}") from error
                 raise JournalFailed(f"{self._path}: {type(error).__name__}: {error}") from error
             wal_bytes = self._journal.wal_bytes()
@@ -123,10 +134,10 @@ class SqliteJournal:
 
     def frames(self, after: int) -> Iterator[tuple[int, bytes]]:
         expected = after + 1
-        rows = self._writer.execute(
-            "SELECT lsn, body FROM frame WHERE lsn > ? ORDER BY lsn", (after,)
-        )
         try:
+            rows = self._writer.execute(
+                "SELECT lsn, body FROM frame WHERE lsn > ? ORDER BY lsn", (after,)
+            )
             for lsn, body in rows:
                 if lsn != expected:
                     raise CorruptLog(f"{self._path}: frame {expected} is missing")
@@ -191,6 +202,25 @@ def check_log(path: Path, connection: apsw.Connection) -> None:
     valid_frames = max(checkpoint(connection, "NOOP"), 0)  # -1: no WAL yet
     tables = one(connection, "SELECT count(*) FROM sqlite_schema")[0]
     wal.check(path, valid_frames, one(connection, _LAST_FRAME)[0] if tables else 0)
+
+
+def _sync_what_is_there(folder: Path) -> None:
+    """Make durable what a start takes for durable.
+
+    A predecessor that was killed may have written a commit and not synced it, or created the WAL
+    and not synced its name, which SQLite does only where it creates it. Readers are given what
+    recovery finds, commits are added behind it, and frames are removed that the index does not
+    need: so it is synced first.
+    """
+    try:
+        for path in (*sorted(folder.glob("*.db*")), folder, folder.parent):
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(file)
+            finally:
+                os.close(file)
+    except OSError as error:
+        raise JournalFailed(f"data folder {folder}: fsync: {error.strerror}") from error
 
 
 def lock_folder(folder: Path) -> int:

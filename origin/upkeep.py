@@ -3,10 +3,10 @@ expired."""
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
 from origin.catalog import Catalog
 from origin.journal import DiskFull, Journal
@@ -24,9 +24,19 @@ _COMPACT_EVERY_S: Final = 1.0
 # TTLs hold to a second; every access looks for itself besides.
 _REAP_EVERY_S: Final = 0.25
 # Expired streams that one turn deletes: more would hold up the appends that share their frame.
-_REAP_AT_ONCE: Final = 32
+_REAP_AT_ONCE: Final = 16
 # Of the loop's time while a crowd of them is over; the rest is for requests.
-_REAP_SHARE: Final = 0.2
+_REAP_SHARE: Final = 0.1
+
+
+async def or_stop(
+    work: Coroutine[Any, Any, None], fail_stop: Callable[[BaseException], None]
+) -> None:
+    """Do work that is never over; if it fails, stop the process, for nobody else would notice."""
+    try:
+        await work
+    except Exception as error:
+        fail_stop(error)
 
 
 class Indexer:
@@ -96,8 +106,8 @@ class Compactor:
         while True:
             began_s = clock()
             more = await asyncio.shield(asyncio.create_task(self._step()))
-            # It works on half of one core at most: commits need the interpreter too.
-            await asyncio.sleep(max(clock() - began_s, 0.01) if more else _COMPACT_EVERY_S)
+            # A third of one core at most: whoever decides and answers needs the interpreter too.
+            await asyncio.sleep(2 * (clock() - began_s) if more else _COMPACT_EVERY_S)
 
     async def finish(self) -> None:
         """Wait for a step under way; none begins after it."""

@@ -334,6 +334,37 @@ def test_killed_journal_opens_with_all_that_it_confirmed(tmp_path: Path) -> None
     journal.close()
 
 
+def test_start_syncs_what_a_killed_process_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may not have come to that, and readers are about to be given what is there."""
+    folder = tmp_path / "data"
+    run_killed(folder)
+    synced = []
+    fsync = os.fsync
+
+    def note(fd: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        fsync(fd)
+
+    monkeypatch.setattr("os.fsync", note)
+    journal = SqliteJournal(folder)
+    needed = [folder / "journal.db", folder / "journal.db-wal", folder, tmp_path]
+    assert set(map(str, needed)) <= set(synced)
+    journal.close()
+
+
+def test_start_that_cannot_sync_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(fd: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", fail)
+        with pytest.raises(JournalFailed, match=r"fsync: Input/output error"):
+            SqliteJournal(tmp_path)
+    SqliteJournal(tmp_path).close()
+
+
 def test_lost_index_begins_anew_behind_the_same_frames(tmp_path: Path) -> None:
     run_killed(tmp_path)
     for file in tmp_path.glob("index.db*"):
@@ -423,6 +454,19 @@ def test_missing_frame_is_named(tmp_path: Path) -> None:
     assert next(iter(found)) == (1, b"one")
     with pytest.raises(CorruptLog, match=r"journal\.db: frame 2 is missing"):
         list(found)
+    journal.close()
+
+
+def test_damaged_schema_is_named(tmp_path: Path) -> None:
+    """A flipped bit may leave a schema that reads well, and lacks a column."""
+    journal = SqliteJournal(tmp_path)
+    write(journal, b"one")
+    journal.close()
+    path = tmp_path / "journal.db"
+    path.write_bytes(path.read_bytes().replace(b"body BLOB", b"bodx BLOB"))
+    journal = SqliteJournal(tmp_path)
+    with pytest.raises(CorruptLog, match=r"journal\.db: frame 1: no such column"):
+        list(journal.frames(0))
     journal.close()
 
 
