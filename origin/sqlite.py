@@ -134,10 +134,9 @@ class SqliteJournal:
 
     def frames(self, after: int) -> Iterator[tuple[int, bytes]]:
         expected = after + 1
+        rows = self._writer.cursor()
         try:
-            rows = self._writer.execute(
-                "SELECT lsn, body FROM frame WHERE lsn > ? ORDER BY lsn", (after,)
-            )
+            rows.execute("SELECT lsn, body FROM frame WHERE lsn > ? ORDER BY lsn", (after,))
             for lsn, body in rows:
                 if lsn != expected:
                     raise CorruptLog(f"{self._path}: frame {expected} is missing")
@@ -145,6 +144,8 @@ class SqliteJournal:
                 expected += 1
         except apsw.Error as error:
             raise CorruptLog(f"{self._path}: frame {expected}: {error}") from error
+        finally:
+            rows.close(True)  # what is half read would keep the log from being emptied
 
     def apply(self, batch: Batch) -> None:
         self._index.apply(batch)
