@@ -1,4 +1,5 @@
-"""Admin: health and metrics of all processes of one service, on one port."""
+"""Admin: health and metrics of all processes of one service, and what its origin lists, on one
+port."""
 
 import asyncio
 from collections.abc import Mapping
@@ -9,8 +10,10 @@ from typing import Final
 import aiohttp
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
+from yarl import URL
 
 from deploy.merge import merge
+from shared.config import ORIGIN
 
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=2.0)
 
@@ -20,10 +23,11 @@ class Admin:
     """Asks every process over its own socket."""
 
     sockets: Mapping[str, Path]  # by role
+    prefix: str  # where streams are listed
     draining: bool = False
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer /healthz, /readyz and /metrics."""
+        """Answer /healthz, /readyz, /metrics, and the origin's pages."""
         match request.path:
             case "/healthz" | "/health":
                 return _text(200, "ok\n")
@@ -31,8 +35,13 @@ class Admin:
                 return await self._readiness()
             case "/metrics":
                 return await self._metrics()
+            case "/usage" | self.prefix if request.method == "GET":
+                status, text = await self._ask(self.sockets[ORIGIN], request.rel_url.raw_path_qs)
+                response = _text(status, text)
+                response.content_type = "application/json"
+                return response
             case _:
-                return _text(404, "only /healthz, /readyz and /metrics\n")
+                return _text(404, "only /healthz, /readyz, /metrics, /usage and the streams\n")
 
     async def _readiness(self) -> web.Response:
         if self.draining:
@@ -60,7 +69,7 @@ class Admin:
         try:
             async with (
                 aiohttp.ClientSession(connector=connector, timeout=_TIMEOUT) as session,
-                session.get(f"http://admin{path}") as reply,
+                session.get(URL(f"http://admin{path}", encoded=True)) as reply,
             ):
                 return reply.status, await reply.text()
         except (aiohttp.ClientError, TimeoutError):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 
 from deploy.client.commands import add_client_commands
+from deploy.maintenance import add_maintenance_commands
 from shared import config
 
 _ROLES = {
@@ -34,6 +35,7 @@ def main() -> int:
         config.add_flags(role, name)
         role.set_defaults(run=_role(name))
     add_client_commands(commands)
+    add_maintenance_commands(commands)
     given = parser.parse_args()
     if given.command == "append":
         # It runs request after request: asyncio's own way, to cancel what runs, loses a Ctrl-C that

@@ -46,7 +46,8 @@ async def _run(
         for tier in lay_out(settings, folder, port)
     ]
     children = [child for tier in tiers for child in tier]
-    admin = Admin({child.role: child.admin_socket for child in children})
+    sockets = {child.role: child.admin_socket for child in children}
+    admin = Admin(sockets, settings.stream_prefix)
     listener = Listener(admin.handle)
     admin_port = await listen_admin(listener, settings)
     stack.push_async_callback(listener.drain, 0)

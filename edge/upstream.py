@@ -23,7 +23,10 @@ _KEEPALIVE_S: Final = 15.0
 # A foreign server may cut its reads where it likes; more than this is not a chunk.
 _BODY_BYTES_MAX: Final = 320 * 1024 * 1024
 # Refusals pass these on; what else a server says of itself stays with it.
-_REFUSAL_HEADERS: Final = ("Retry-After", "Allow", names.STREAM_CLOSED, names.STREAM_NEXT_OFFSET)
+_REFUSAL_HEADERS: Final = (
+    *("Retry-After", "Allow", names.STREAM_CLOSED),
+    *(names.STREAM_NEXT_OFFSET, names.STREAM_EARLIEST_OFFSET),
+)
 _TRANSIENT: Final = (408, 425, 429)
 _DIGITS: Final = re.compile(r"[0-9]{1,12}")
 

@@ -13,16 +13,20 @@ from origin.handlers import Handlers
 from origin.journal import Journal
 from origin.lane import Lane
 from origin.ledger import Ledger
+from origin.listing import Listing
 from origin.reader import Reader
 from origin.reads import Reads
 from origin.recover import recover
 from origin.sqlite import SqliteJournal
 from origin.streams import Streams
-from origin.upkeep import Indexer, reap
+from origin.trimmer import Trimmer
+from origin.upkeep import Compactor, Indexer, or_stop, reap
+from shared import metrics
 from shared.bus import Publisher
 from shared.clock import Clock, SystemClock
 from shared.config import Settings
 from shared.protocol.caching import CachePolicy
+from shared.protocol.retention import Retention
 from shared.reading import LiveTimes, Reading
 from shared.redis_bus import RedisPublisher
 from shared.sockets import listen_tcp, listen_unix
@@ -56,11 +60,12 @@ def publishers(settings: Settings) -> list[Publisher]:
 @dataclass(frozen=True, slots=True)
 class Origin:
     """An origin that runs: the lane answers small appends and hot reads, the handlers everything
-    else."""
+    else, and the listing operators."""
 
     lane: Lane
     handlers: Handlers
     listener: Listener
+    listing: Listing
 
 
 @asynccontextmanager
@@ -79,7 +84,16 @@ async def open_origin(
     clock = clock or SystemClock()
     found = recover(journal, str(settings.data_dir / "journal.db"))
     policy = CachePolicy(settings.cache_tail, settings.cache_live_empty)
-    catalog = Catalog(clock, found.streams, found.next_incarnation)
+    counted = sum(usage.streams for usage in found.usage.values())
+    metrics.STREAMS.set(journal.total().streams + counted)
+    catalog = Catalog(
+        clock,
+        journal,
+        found.streams,
+        found.deleted,
+        found.next_incarnation,
+        settings.hot_streams,
+    )
 
     def publish(path: str, wake: Wake) -> None:
         for bus in buses:
@@ -88,11 +102,10 @@ async def open_origin(
     reader = Reader(journal, catalog.recent_extents, settings.chunk_bytes)
     # What reads put into messages, a wake's bytes would lack.
     carried_bytes = 0 if settings.json_offsets else PAYLOAD_BYTES_MAX
-    ledger = Ledger(
-        catalog, reader, publish, carried_bytes, found.lsn, found.changed, found.deleted
-    )
+    ledger = Ledger(catalog, reader, publish, carried_bytes, found)
     committer = Committer(journal, clock, ledger.on_commit, on_failure)
-    streams = Streams(catalog, committer, ledger, reader, clock)
+    retention = Retention(settings.retention_age_s, settings.retention_bytes)
+    streams = Streams(catalog, committer, ledger, reader, clock, retention)
     reads = Reads(
         catalog,
         committer,
@@ -117,6 +130,8 @@ async def open_origin(
         indexer = Indexer(ledger, journal, on_failure)
         stack.push_async_callback(indexer.apply)
         stack.push_async_callback(committer.close)
+        compactor = Compactor(journal, on_failure)
+        stack.push_async_callback(compactor.finish)
         if settings.registry:
             await streams.open_registry()
         bodies = Bodies(settings.body_bytes_max)
@@ -135,16 +150,19 @@ async def open_origin(
             header_timeout_s=settings.header_timeout_s,
             keepalive_timeout_s=settings.keepalive_timeout_s,
         )
-        work = (indexer.keep(), reap(catalog, streams), lane.sweep())
-        await stack.enter_async_context(background(*work))
-        yield Origin(lane, handlers, listener)
+        trimmer = Trimmer(catalog, streams, ledger, journal, clock)
+        upkeep = (indexer.keep(), compactor.keep(), trimmer.keep(), reap(catalog, streams))
+        kept = [or_stop(work, on_failure) for work in upkeep]
+        await stack.enter_async_context(background(*kept, lane.sweep()))
+        listing = Listing(catalog, ledger, journal, prefix)
+        yield Origin(lane, handlers, listener, listing)
 
 
 async def run(settings: Settings, stop: asyncio.Event, announce: Callable[[str], None]) -> None:
     """Serve until stop is set, then drain."""
     journal = SqliteJournal(settings.data_dir)
     async with open_origin(settings, journal, publishers(settings)) as origin:
-        health = Health()
+        health = Health(more=origin.listing.answer)
         admin = Listener(health.handle)
         await listen_admin(admin, settings)
         if settings.socket is not None:

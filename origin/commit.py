@@ -41,6 +41,7 @@ class Commit:
     """One durable frame."""
 
     lsn: int
+    at_ms: int  # when it was made, Unix milliseconds
     frame: bytes
     placements: Sequence[Placement]
 
@@ -54,6 +55,7 @@ class _Flight:
     """A frame on its way to disk."""
 
     lsn: int
+    at_ms: int
     frame: bytes
     changes: list[Change]
     placements: list[Placement]
@@ -172,13 +174,14 @@ class Committer:
         if self._flight is not None or not self._queue or self._failed:
             return
         changes = self._take()
+        at_ms = self._clock.now_ms()
         try:
             records = [change.record for change in changes]
-            frame, placements = encode_frame(self._next_lsn, self._clock.now_ms(), records)
+            frame, placements = encode_frame(self._next_lsn, at_ms, records)
         except BaseException as error:
             self._fail(error)
             return
-        self._flight = _Flight(self._next_lsn, frame, changes, placements)
+        self._flight = _Flight(self._next_lsn, at_ms, frame, changes, placements)
         metrics.COMMIT_RECORDS.observe(len(records))
         self._jobs.put((self._next_lsn, frame))
 
@@ -230,7 +233,7 @@ class Committer:
         self._next_lsn = flight.lsn + 1
         for change in flight.changes:
             change.done()
-        self._on_commit(Commit(flight.lsn, flight.frame, flight.placements))
+        self._on_commit(Commit(flight.lsn, flight.at_ms, flight.frame, flight.placements))
         metrics.COMMITTED.inc(len(flight.changes))
         metrics.COMMITTED_BYTES.inc(len(flight.frame))
         self._pump()

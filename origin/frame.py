@@ -10,21 +10,24 @@ The checksum covers all that follows it. What must not be separated (data, produ
 Stream-Seq and closure of one append) is one record.
 """
 
+import dataclasses
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
 
-from shared.protocol.expiry import Expiry
+from shared.protocol.expiry import NEVER, Expiry
 from shared.protocol.producer import ProducerKey
+from shared.protocol.retention import Retention
 from shared.protocol.stream import Ancestor, ForkPoint, StreamState
 
 _MAGIC: Final = b"HWF1"
 _HEAD: Final = struct.Struct(">4sIQI")
 _CRC_FROM: Final = 8  # the checksum covers everything after itself
+_WITH_DATA: Final = ("a", "c")
 # A read fetches and verifies whole extents: a chunk costs at most one of them more than it returns.
 _EXTENT_BYTES_MAX: Final = 256 * 1024
 
@@ -60,7 +63,15 @@ class Deleted:
     soft: bool
 
 
-Record = Created | Appended | Deleted
+@dataclass(frozen=True, slots=True)
+class Trimmed:
+    """What came before a position is not kept any more."""
+
+    incarnation: int
+    low: int
+
+
+Record = Created | Appended | Deleted | Trimmed
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +117,9 @@ def encode_frame(lsn: int, at_ms: int, records: Iterable[Record]) -> tuple[bytes
             case Deleted(incarnation, soft):
                 payload = b""
                 rows.append(("d", incarnation, soft))
+            case Trimmed(incarnation, low):
+                payload = b""
+                rows.append(("t", incarnation, low))
         if payload:
             payloads.setdefault(incarnation, []).append(payload)
     table = orjson.dumps((at_ms, rows))
@@ -173,6 +187,8 @@ def _decode(frame: bytes, lsn: int, table_end: int, where: str) -> Frame:
                 records.append(Created(state, take(state.incarnation, size)))
             case ["d", incarnation, soft]:
                 records.append(Deleted(incarnation, soft))
+            case ["t", incarnation, low]:
+                records.append(Trimmed(incarnation, low))
             case _:
                 raise CorruptLog(f"{where}: unknown record {row!r:.80}")
     return Frame(lsn, at_ms, records, placements)
@@ -195,7 +211,7 @@ def _groups(sizes: Sequence[int]) -> Iterator[tuple[int, ...]]:
 def _place(frame: bytes, at: int, rows: list[Any], where: str) -> list[Placement]:
     sizes: dict[int, list[int]] = {}
     for row in rows:
-        if row[0] != "d" and row[2]:
+        if row[0] in _WITH_DATA and row[2]:
             incarnation = row[1] if row[0] == "a" else row[1]["incarnation"]
             sizes.setdefault(incarnation, []).append(row[2])
     placements = []
@@ -210,15 +226,45 @@ def _place(frame: bytes, at: int, rows: list[Any], where: str) -> list[Placement
     return placements
 
 
-def decode_state(document: dict[str, Any]) -> StreamState:
+def encode_state(state: StreamState) -> dict[str, Any]:
+    """Return a state as a document for orjson: all that is not as in any plain new stream."""
+    document = {}
+    for name, usual in _USUAL:
+        value = getattr(state, name)
+        if value != usual:
+            document[name] = value
+    return document
+
+
+def decode_state(document: Mapping[str, Any]) -> StreamState:
     """Return the state that orjson has read back."""
-    fork, closed_by = document["fork"], document["closed_by"]
-    return StreamState(
-        **{
-            **document,
-            "expiry": Expiry(**document["expiry"]),
-            "fork": None if fork is None else ForkPoint(**fork),
-            "lineage": tuple(Ancestor(**ancestor) for ancestor in document["lineage"]),
-            "closed_by": None if closed_by is None else ProducerKey(**closed_by),
-        }
+    known = dict(document)
+    if (expiry := known.get("expiry")) is not None:
+        known["expiry"] = Expiry(**expiry)
+    else:
+        known["expiry"] = NEVER
+    if (retention := known.get("retention")) is not None:
+        known["retention"] = Retention(**retention)
+    if (fork := known.get("fork")) is not None:
+        known["fork"] = ForkPoint(**fork)
+    if lineage := known.get("lineage"):
+        known["lineage"] = tuple(Ancestor(**ancestor) for ancestor in lineage)
+    elif lineage is not None:
+        known["lineage"] = ()
+    if (closed_by := known.get("closed_by")) is not None:
+        known["closed_by"] = ProducerKey(**closed_by)
+    return StreamState(**known)
+
+
+_ALWAYS: Final = object()  # equals nothing
+_USUAL: Final = tuple(
+    (
+        field.name,
+        NEVER
+        if field.name == "expiry"
+        else _ALWAYS
+        if field.default is dataclasses.MISSING
+        else field.default,
     )
+    for field in dataclasses.fields(StreamState)
+)

@@ -1,14 +1,21 @@
 """Ledger: what a commit made durable becomes visible, then announced, then indexed."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from origin.catalog import Catalog
 from origin.commit import Commit
 from origin.journal import Batch, Extent
 from origin.reader import Reader
+from origin.recover import Recovered
 from origin.stream import Stream
+from origin.usage import NOTHING, Usage, on_trim, service_of
 from shared.wake import Wake
+
+# They cannot leave memory before the index has them, and collecting them takes the loop 2 µs each.
+_BATCH_STREAMS: Final = 2000
 
 Publish = Callable[[str, Wake], None]
 
@@ -32,72 +39,116 @@ class Ledger:
         reader: Reader,
         publish: Publish,
         carried_bytes: int,
-        lsn: int,
-        changed: set[int],
-        deleted: list[int],
+        found: Recovered,
     ) -> None:
         """Take over what recovery found.
 
         Args:
             carried_bytes: what a wake carries at most.
-            lsn: the last durable frame.
-            changed: incarnations that the index does not hold as they are.
-            deleted: incarnations that the index still holds.
         """
         self._catalog = catalog
         self._reader = reader
         self._publish = publish
         self._carried_bytes = carried_bytes
         self._moves: dict[int, _Move] = {}
-        self._dirty = {incarnation: catalog.by_incarnation[incarnation] for incarnation in changed}
-        self._deleted = deleted
-        self.lsn = lsn
+        self._dirty: dict[int, Stream] = {}
+        self._deleted = list(found.deleted)
+        self._forks = dict(found.forks)
+        self._looks: dict[int, int | None] = dict(found.looks)
+        self._usage = found.usage
+        self._frames = found.frames  # lsn, bytes of payload
+        self._applying: Batch | None = None
+        self.lsn = found.lsn
+        self.enough = asyncio.Event()  # set when there is a batch worth applying at once
+        for stream in found.streams.values():
+            self.note(stream)
 
-    def move(self, stream: Stream, before: int) -> None:
+    def move(self, stream: Stream, before: int, counted: Usage = NOTHING) -> None:
         """Note that the commit that is being made visible moves a stream.
 
         Args:
             before: its tail before the change.
+            counted: what the change counts.
         """
         incarnation = stream.state.incarnation
         # The first change of a commit knows where the tail was before it; later ones keep that.
         self._moves.setdefault(incarnation, _Move(stream, before))
-        self._dirty[incarnation] = stream
+        self.note(stream)
+        self._count(stream, counted)
+
+    def trim(self, stream: Stream, size: int) -> None:
+        """Note that size bytes of a stream's own are durably not kept any more."""
+        self.note(stream)
+        self._count(stream, on_trim(size))
+
+    def look_at(self, stream: Stream, due_ms: int | None) -> None:
+        """Note when there may be something to trim; None: not before somebody says so."""
+        self._looks[stream.state.incarnation] = due_ms
+        self.note(stream)
 
     def note(self, stream: Stream) -> None:
         """Note that the index should learn something of a stream that no commit tells."""
         self._dirty[stream.state.incarnation] = stream
+        stream.dirty = True
+
+    def count_fork(self, source: Stream, by: int) -> None:
+        """Note that a stream has durably got a fork, or lost one."""
+        source.durable_forks += by
+        self._forks[source.state.incarnation] = source.durable_forks
+        self.note(source)
 
     def drop(self, stream: Stream) -> None:
         """Note that a stream is durably deleted."""
-        self._dirty.pop(stream.state.incarnation, None)
-        self._deleted.append(stream.state.incarnation)
+        incarnation = stream.state.incarnation
+        self._dirty.pop(incarnation, None)
+        self._forks.pop(incarnation, None)
+        self._looks.pop(incarnation, None)
+        self._deleted.append(incarnation)
+        self._catalog.drop(stream)
+
+    def uncounted(self, lsn: int) -> Iterator[tuple[str, Usage]]:
+        """Yield what services' counts change by that the index did not hold as of an lsn."""
+        yield from self._usage.items()
+        if self._applying is not None and self._applying.lsn > lsn:
+            yield from self._applying.usage.items()
 
     def on_commit(self, commit: Commit) -> None:
         """Take in where the data lies, wake those who wait here, announce to those elsewhere."""
         self.lsn = commit.lsn
+        payload_bytes = 0
         moves, self._moves = self._moves, {}
         for placement in commit.placements:
             move = moves[placement.incarnation]
             start = move.before + move.size
-            extent = Extent(start, commit.lsn, placement.at, placement.sizes, placement.crc)
+            extent = Extent(
+                start, commit.lsn, placement.at, placement.sizes, placement.crc, commit.at_ms
+            )
             move.stream.extents.append(extent)
             payload = commit.payload(placement)
             self._reader.remember(extent, payload)
             move.size += len(payload)
+            payload_bytes += len(payload)
             # What a wake may carry fits into one extent: this is all of it, or too much.
             move.payload = payload if move.size <= self._carried_bytes else None
+        self._frames.append((commit.lsn, payload_bytes))
         for move in moves.values():
             self._announce(move)
             move.stream.waiters.wake()
+        if len(self._dirty) + len(self._deleted) >= _BATCH_STREAMS:
+            self.enough.set()
 
     def take_batch(self) -> Batch | None:
         """Return all that the index has to learn, or None; `applied` or `put_back` must follow."""
-        if not self._dirty and not self._deleted:
+        self.enough.clear()
+        if not (self._dirty or self._deleted or self._frames):
             return None
         batch = Batch(self.lsn, self._catalog.next_incarnation)
         dirty, self._dirty = self._dirty, {}
         batch.deleted, self._deleted = self._deleted, []
+        batch.forks, self._forks = self._forks, {}
+        batch.looks, self._looks = self._looks, {}
+        batch.usage, self._usage = self._usage, {}
+        batch.frames, self._frames = self._frames, []
         for incarnation, stream in dirty.items():
             if stream.durable is None or stream.gone:
                 continue
@@ -105,20 +156,30 @@ class Ledger:
             batch.extents += ((incarnation, extent) for extent in stream.extents)
             batch.producers += ((incarnation, *entry) for entry in stream.dirty_producers.items())
             stream.dirty_producers = {}
+            if stream.durable.low and not stream.durable_forks:
+                batch.trims[incarnation] = stream.durable.low
+        self._applying = batch
         return batch
 
     def applied(self, batch: Batch) -> None:
         """Forget what the index holds now."""
+        self._applying = None
+        by_incarnation = self._catalog.by_incarnation
         for _, extent in batch.extents:
             self._reader.forget(extent)
-        for incarnation in {incarnation for incarnation, _ in batch.extents}:
-            stream = self._catalog.by_incarnation.get(incarnation)
+        for state, _ in batch.streams:
+            stream = by_incarnation.get(state.incarnation)
             if stream is not None:
                 stream.extents = [e for e in stream.extents if e.lsn > batch.lsn]
+                stream.dirty = state.incarnation in self._dirty
+        self._catalog.unlisted(batch.deleted)
+        self._catalog.make_room(len(batch.streams))
 
     def put_back(self, batch: Batch) -> None:
         """Take back a batch that the index could not take; it goes with the next one."""
+        self._applying = None
         self._deleted += batch.deleted
+        self._frames[:0] = batch.frames
         by_incarnation = self._catalog.by_incarnation
         for state, _ in batch.streams:
             if state.incarnation in by_incarnation:
@@ -127,6 +188,21 @@ class Ledger:
             if incarnation in by_incarnation:
                 # What has become durable meanwhile is newer.
                 by_incarnation[incarnation].dirty_producers.setdefault(key, producer)
+        for incarnation, forks in batch.forks.items():
+            if incarnation in by_incarnation:
+                self._forks.setdefault(incarnation, forks)
+        for incarnation, due_ms in batch.looks.items():
+            if incarnation in by_incarnation:
+                self._looks.setdefault(incarnation, due_ms)
+        for service, usage in batch.usage.items():
+            self._usage.setdefault(service, Usage()).add(usage)
+
+    def _count(self, stream: Stream, counted: Usage) -> None:
+        service = service_of(stream.state.path)
+        usage = self._usage.get(service)
+        if usage is None:
+            usage = self._usage[service] = Usage()
+        usage.add(counted)
 
     def _announce(self, move: _Move) -> None:
         state = move.stream.durable

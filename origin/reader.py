@@ -3,7 +3,7 @@
 import asyncio
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
@@ -127,18 +127,23 @@ class Reader:
         recent: dict[int, list[Extent]],
     ) -> Span:
         def find(wanted: Range) -> list[Extent]:
-            indexed = self._journal.extents(wanted.incarnation, wanted.start, wanted.end)
-            # The index may have caught up since `recent` was taken: the same extent twice is one.
-            merged = {extent.start: extent for extent in indexed}
-            for extent in within(recent[wanted.incarnation], wanted.start, wanted.end):
-                merged.setdefault(extent.start, extent)
-            return [merged[key] for key in sorted(merged)]
+            found = self._journal.extents(wanted.incarnation, wanted.start, wanted.end)
+            # The index may have caught up since `recent` was taken, and have joined some of it.
+            indexed = found[-1].end if found else wanted.start
+            later = within(recent[wanted.incarnation], wanted.start, wanted.end)
+            return [*found, *(e for e in later if e.start >= indexed or not found)]
 
         start, end, pieces = _select(state, position, limit, find)
-        # Whole extents, whatever of them is asked for: what cannot be verified is not served.
-        extents = self._journal.read(
-            [(p.extent.lsn, p.extent.at, p.extent.end - p.extent.start) for p in pieces]
-        )
+        while True:
+            try:
+                extents = self._read_whole(pieces)
+                break
+            except CorruptLog:
+                # Compaction may have moved them since they were looked up: then they are elsewhere.
+                before = pieces
+                start, end, pieces = _select(state, position, limit, find)
+                if pieces == before:
+                    raise
         parts = []
         for piece, data in zip(pieces, extents, strict=True):
             found = zlib.crc32(data)
@@ -149,6 +154,13 @@ class Reader:
                 )
             parts.append(data if piece.whole else data[piece.skip : piece.skip + piece.size])
         return Span(start, end, b"".join(parts))
+
+    def _read_whole(self, pieces: Sequence[Slice]) -> Iterable[bytes]:
+        """Read whole extents, whatever of them is asked for: what cannot be verified is not
+        served."""
+        return self._journal.read(
+            [(p.extent.lsn, p.extent.at, p.extent.end - p.extent.start) for p in pieces]
+        )
 
 
 def _select(

@@ -50,7 +50,7 @@ class Reads:
 
     def found(self, path: str, offset: str) -> Chunk | None:
         """Return what a read would, if it was read before and is still all there is."""
-        stream = self._catalog.by_path.get(path)
+        stream = self._catalog.hot(path)
         return None if stream is None else self._hot.get(path, offset, stream.durable)
 
     async def read(self, path: str, offset: str) -> Chunk:
@@ -88,7 +88,7 @@ class Reads:
         Raises:
             NotFound, Gone: it is not there, or only for its forks.
         """
-        stream = self._catalog.by_path.get(path)
+        stream = self._catalog.at(path)
         if stream is None or stream.durable is None:
             # Its creation, or the deletion that it is missing by, may not be durable yet.
             await self._committer.settled()
@@ -105,8 +105,11 @@ class Reads:
         try:
             span = await self._reader.chunk(state, position)
         except (AssertionError, CorruptLog):
-            if state.incarnation not in self._catalog.by_incarnation:
+            stream = self._catalog.of(state.incarnation)
+            if stream is None:
                 raise NotFound(state.path) from None  # deleted while it was read
+            if stream.state.low > state.low:
+                stream.state.position_of(state.offset_at(position))  # trimmed while it was read
             raise
         begin, stored = span.start, span.stored
         if begin < position and media.is_json(state.content_type):

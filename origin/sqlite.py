@@ -1,31 +1,40 @@
-"""SqliteJournal: the journal and its index as two SQLite databases in one folder.
+"""SqliteJournal: the journal, its index and its packs as three SQLite databases in one folder.
 
 `journal.db` has one row per group commit, and one writer: the commit thread. One row, because each
 row costs a turn of the interpreter lock beside a busy event loop (13 commits of 64 rows a second
-against 673 of one). `index.db` is applied behind it in few large statements for the same reason:
-rows enter as one JSON text, which SQLite takes apart without the interpreter.
+against 673 of one). `index.db` is applied behind it in few large statements for the same reason;
+`packs.db` holds what compaction has joined.
 """
 
-import errno
 import fcntl
 import os
-import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from functools import partial
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Final
+from threading import Lock
+from typing import Final
 
 import apsw
-import orjson
 
 from origin import wal
-from origin.frame import CorruptLog, decode_state
-from origin.journal import Batch, DiskFull, Extent, JournalFailed, Stored
-from shared.protocol.producer import ProducerState
+from origin.cleaner import FRAMES_PAGES, PACKS_PAGES, PACKS_SCHEMA, Cleaner, Store
+from origin.database import (
+    BUSY_MS,
+    Database,
+    checkpoint,
+    empty_log,
+    is_full,
+    is_index_full,
+    one,
+    reading,
+)
+from origin.frame import CorruptLog
+from origin.index import Index
+from origin.journal import Batch, Deadline, DiskFull, Extent, JournalFailed, Overdue, Stored
+from origin.usage import Usage
 
-_APPLICATION_ID: Final = 0x48574A31  # "HWJ1"
-_BUSY_MS: Final = 10_000  # only a checkpoint and a commit ever meet, for milliseconds
 # Past this the commit thread itself finishes the checkpoint; behind it, the applier keeps up alone.
 _WAL_BYTES_MAX: Final = 64 * 1024 * 1024
 
@@ -33,24 +42,12 @@ _WAL_BYTES_STEP: Final = 16 * 1024 * 1024  # where readers were in the way, it i
 _RESTART_WAIT_MS: Final = 20
 _LOCK_WAIT_S: Final = 5.0  # a predecessor may still be draining
 
-_JOURNAL_SCHEMA: Final = """
+# In the order in which one may lack what another names: those before it are looked at first.
+FILES: Final = ("journal.db", "packs.db", "index.db")
+JOURNAL_SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS frame (lsn INTEGER PRIMARY KEY, body BLOB NOT NULL);
 """
-_INDEX_SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS applied (
-    one INTEGER PRIMARY KEY CHECK (one = 1), lsn INTEGER NOT NULL, next_incarnation INTEGER NOT
-    NULL);
-INSERT OR IGNORE INTO applied VALUES (1, 0, 1);
-CREATE TABLE IF NOT EXISTS stream (
-    incarnation INTEGER PRIMARY KEY, touched_ms INTEGER NOT NULL, state TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS producer (
-    incarnation INTEGER NOT NULL, id TEXT NOT NULL, epoch INTEGER NOT NULL, last_seq INTEGER NOT
-    NULL, PRIMARY KEY (incarnation, id)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS extent (
-    incarnation INTEGER NOT NULL, start INTEGER NOT NULL, lsn INTEGER NOT NULL, at INTEGER NOT NULL,
-    sizes TEXT NOT NULL, crc INTEGER NOT NULL,
-    PRIMARY KEY (incarnation, start)) WITHOUT ROWID;
-"""
+_LAST_FRAME: Final = "SELECT coalesce(max(lsn), 0) FROM frame"
 
 
 class SqliteJournal:
@@ -66,180 +63,115 @@ class SqliteJournal:
             CorruptLog: a file is not ours, or is damaged.
             JournalFailed: the folder cannot be used, or another process holds it.
         """
-        self._vfs = vfs
-        self._lock = _lock_folder(folder)
-        self._journal_path = folder / "journal.db"
-        self._index_path = folder / "index.db"
+        self._lock = lock_folder(folder)
+        self._path = folder / "journal.db"
         try:
-            self._writer = self._open(self._journal_path, _JOURNAL_SCHEMA, "FULL")
-            self._index = self._open(self._index_path, _INDEX_SCHEMA, "NORMAL")
+            _sync_what_is_there(folder)
+            look = partial(check_log, self._path)
+            self._journal = Database(
+                self._path, JOURNAL_SCHEMA, vfs=vfs, pages=FRAMES_PAGES, look=look
+            )
+            self._index = Index(folder / "index.db", vfs)
+            packs = Database(folder / "packs.db", PACKS_SCHEMA, vfs=vfs, pages=PACKS_PAGES)
+            # Held by whoever uses the writer: a commit waits for a removal, not for more.
+            self._writing = Lock()
+            self._frames = Store(self._journal, "frame", "lsn", self._writing)
+            self._packs = Store(packs, "pack", "number", Lock())
+            self._cleaner = Cleaner(self._index, self._frames, self._packs)
         except BaseException:
             os.close(self._lock)
             raise
+        self._writer = self._journal.writer
         self._wal_bytes_due = _WAL_BYTES_MAX
-        self._readers = threading.local()
-        self._opened: list[apsw.Connection] = []
 
     def append(self, lsn: int, frame: bytes) -> None:
-        try:
-            self._writer.execute("INSERT INTO frame VALUES (?, ?)", (lsn, frame))
-        except apsw.Error as error:
-            if _is_full(error, self._writer):
-                raise DiskFull(f"{self._journal_path}: {error}") from error
-            raise JournalFailed(f"{self._journal_path}: {type(error).__name__}: {error}") from error
-        wal_bytes = self._wal_bytes()
-        if wal_bytes > self._wal_bytes_due:
-            done = self._finish_checkpoint()
-            self._wal_bytes_due = _WAL_BYTES_MAX if done else wal_bytes + _WAL_BYTES_STEP
+        with self._writing:
+            try:
+                self._writer.execute("INSERT INTO frame VALUES (?, ?)", (lsn, frame))
+            except apsw.Error as error:
+                # The WAL index grows last: where it has no room, the commit is on disk already.
+                if is_full(error, self._writer) and not is_index_full(error):
+                    raise DiskFull(f"{self._path}: {error}") from error
+                raise JournalFailed(f"{self._path}: {type(error).__name__}: {error}") from error
+            wal_bytes = self._journal.wal_bytes()
+            if wal_bytes > self._wal_bytes_due:
+                done = self._finish_checkpoint()
+                self._wal_bytes_due = _WAL_BYTES_MAX if done else wal_bytes + _WAL_BYTES_STEP
 
     def applied(self) -> tuple[int, int]:
-        with _reading(self._index_path):
-            lsn, incarnation = self._one(self._index, "SELECT lsn, next_incarnation FROM applied")
-        with _reading(self._journal_path):
-            last = self._one(self._writer, _LAST_FRAME)[0]
+        lsn, incarnation = self._index.applied()
+        with reading(self._path):
+            last = one(self._writer, _LAST_FRAME)[0]
         if lsn > last:
             raise CorruptLog(
-                f"{self._journal_path}: ends with frame {last}, but the index has applied {lsn}"
+                f"{self._path}: ends with frame {last}, but the index has applied {lsn}"
             )
         return lsn, incarnation
 
     def stored(self) -> Iterator[Stored]:
-        with _reading(self._index_path):
-            yield from self._stored()
+        return self._index.stored()
 
-    def _stored(self) -> Iterator[Stored]:
-        producers: dict[int, dict[str, ProducerState]] = {}
-        for incarnation, key, epoch, last_seq in self._index.execute("SELECT * FROM producer"):
-            producers.setdefault(incarnation, {})[key] = ProducerState(epoch, last_seq)
-        for incarnation, touched_ms, state in self._index.execute(
-            "SELECT incarnation, touched_ms, state FROM stream ORDER BY incarnation"
-        ):
-            yield Stored(
-                decode_state(orjson.loads(state)), touched_ms, producers.get(incarnation, {})
-            )
+    def find(self, path: str) -> Stored | None:
+        return self._index.find(path)
+
+    def load(self, incarnation: int) -> Stored | None:
+        return self._index.load(incarnation)
+
+    def page(self, prefix: str, after: str, limit: int) -> list[Stored]:
+        return self._index.page(prefix, after, limit)
+
+    def due(self, now_ms: int, after: Deadline, limit: int) -> list[Deadline]:
+        return self._index.due(now_ms, after, limit)
+
+    def overdue(self, now_ms: int, after: Deadline, limit: int) -> list[Overdue]:
+        return self._index.overdue(now_ms, after, limit)
+
+    def usage(self, after: str, limit: int) -> tuple[int, list[tuple[str, Usage]]]:
+        return self._index.usage(after, limit)
+
+    def total(self) -> Usage:
+        return self._index.total()
 
     def frames(self, after: int) -> Iterator[tuple[int, bytes]]:
         expected = after + 1
-        rows = self._writer.execute(
-            "SELECT lsn, body FROM frame WHERE lsn > ? ORDER BY lsn", (after,)
-        )
+        rows = self._writer.cursor()
         try:
+            rows.execute("SELECT lsn, body FROM frame WHERE lsn > ? ORDER BY lsn", (after,))
             for lsn, body in rows:
                 if lsn != expected:
-                    raise CorruptLog(f"{self._journal_path}: frame {expected} is missing")
+                    raise CorruptLog(f"{self._path}: frame {expected} is missing")
                 yield lsn, body
                 expected += 1
         except apsw.Error as error:
-            raise CorruptLog(f"{self._journal_path}: frame {expected}: {error}") from error
+            raise CorruptLog(f"{self._path}: frame {expected}: {error}") from error
+        finally:
+            rows.close(True)  # what is half read would keep the log from being emptied
 
     def apply(self, batch: Batch) -> None:
-        streams = [(s.incarnation, touched_ms, s) for s, touched_ms in batch.streams]
-        producers = [(inc, key, p.epoch, p.last_seq) for inc, key, p in batch.producers]
-        extents = [(inc, e.start, e.lsn, e.at, e.sizes, e.crc) for inc, e in batch.extents]
-        index = self._index
+        self._index.apply(batch)
         try:
-            with index:
-                for sql, rows in (
-                    (_PUT_STREAMS, streams),
-                    (_PUT_PRODUCERS, producers),
-                    (_PUT_EXTENTS, extents),
-                    *((sql, batch.deleted) for sql in _DELETES),
-                ):
-                    if rows:
-                        index.execute(sql, (orjson.dumps(rows).decode(),))
-                index.execute(
-                    "UPDATE applied SET lsn = ?, next_incarnation = ?",
-                    (batch.lsn, batch.next_incarnation),
-                )
-            self._checkpoint(index, "PASSIVE")
-            self._checkpoint(self._reader(), "PASSIVE")
+            empty_log(self._journal.reader())
         except apsw.Error as error:
-            if _is_full(error, index, self._reader()):
-                raise DiskFull(f"{self._index_path}: {error}") from error
-            raise JournalFailed(f"{self._index_path}: {type(error).__name__}: {error}") from error
+            raise JournalFailed(f"{self._path}: {type(error).__name__}: {error}") from error
 
     def extents(self, incarnation: int, start: int, end: int) -> list[Extent]:
-        with _reading(self._index_path):
-            rows = self._reader("index").execute(_GET_EXTENTS, (incarnation, start, end))
-            return [Extent(r[0], r[1], r[2], tuple(orjson.loads(r[3])), r[4]) for r in rows]
+        return self._index.extents(incarnation, start, end)
+
+    def compact(self) -> bool:
+        return self._cleaner.step()
 
     def read(self, places: Sequence[tuple[int, int, int]]) -> Iterable[bytes]:
-        reader = self._reader()
-        found = []
-        for lsn, at, size in places:
-            try:
-                with reader.blob_open("main", "frame", "body", lsn, False) as blob:
-                    blob.seek(at)
-                    piece = blob.read(size)
-            except (apsw.Error, ValueError) as error:  # ValueError: seek past the end
-                raise CorruptLog(f"{self._journal_path}: frame {lsn}: {error}") from error
-            if len(piece) != size:
-                raise CorruptLog(f"{self._journal_path}: frame {lsn} ends before byte {at + size}")
-            found.append(piece)
+        found: list[bytes] = []
+        for packed, some in groupby(places, lambda place: place[0] < 0):
+            store = self._packs if packed else self._frames
+            found += store.read((abs(lsn), at, size) for lsn, at, size in some)
         return found
 
     def close(self) -> None:
-        for connection in self._opened:
-            connection.close()
-        for connection in (self._index, self._writer):
-            try:
-                self._checkpoint(connection, "TRUNCATE")
-                connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
-            except apsw.Error as error:
-                if not _is_full(error, connection):  # what has no room stays in the WAL
-                    raise
-            connection.close()
+        self._index.database.close()
+        self._packs.database.close()
+        self._journal.close()
         os.close(self._lock)
-
-    def _open(self, path: Path, schema: str, synchronous: str) -> apsw.Connection:
-        try:
-            connection = apsw.Connection(str(path), vfs=self._vfs)
-            connection.set_busy_timeout(_BUSY_MS)
-            # A start that is refused leaves the files as it found them. Closing would copy the WAL
-            # up to the damage into the database and delete the rest: the next start would see none.
-            connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-            return self._prepare(connection, path, schema, synchronous)
-        except apsw.Error as error:
-            raise CorruptLog(f"{path}: {type(error).__name__}: {error}") from error
-
-    def _prepare(
-        self, connection: apsw.Connection, path: Path, schema: str, synchronous: str
-    ) -> apsw.Connection:
-        found = self._one(connection, "PRAGMA application_id")[0]
-        tables = self._one(connection, "SELECT count(*) FROM sqlite_schema")[0]
-        if tables and found != _APPLICATION_ID:
-            raise CorruptLog(f"{path}: is not a Headwater database")
-        if path == self._journal_path:
-            valid_frames = max(self._checkpoint(connection, "NOOP"), 0)  # -1: no WAL yet
-            last = self._one(connection, _LAST_FRAME)[0] if tables else 0
-            wal.check(path, valid_frames, last)
-        connection.pragma("journal_mode", "WAL")
-        connection.pragma("synchronous", synchronous)
-        # A checkpoint inside a commit could report its own failure as the commit's: they are kept
-        # apart.
-        connection.wal_autocheckpoint(0)
-        if not tables:
-            connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-        connection.execute(schema)
-        return connection
-
-    def _reader(self, which: str = "journal") -> apsw.Connection:
-        """Return this thread's own read connection."""
-        connection: apsw.Connection | None = getattr(self._readers, which, None)
-        if connection is None:
-            path = self._journal_path if which == "journal" else self._index_path
-            connection = apsw.Connection(str(path), vfs=self._vfs)
-            connection.set_busy_timeout(_BUSY_MS)
-            connection.wal_autocheckpoint(0)
-            setattr(self._readers, which, connection)
-            self._opened.append(connection)
-        return connection
-
-    def _wal_bytes(self) -> int:
-        try:
-            return os.stat(f"{self._journal_path}-wal").st_size
-        except FileNotFoundError:
-            return 0
 
     def _finish_checkpoint(self) -> bool:
         """Start the WAL anew, unless readers are using it or there is no room; return whether it
@@ -250,76 +182,49 @@ class SqliteJournal:
         """
         self._writer.set_busy_timeout(_RESTART_WAIT_MS)  # commits wait meanwhile
         try:
-            self._checkpoint(self._writer, "TRUNCATE")
+            checkpoint(self._writer, "TRUNCATE")
         except apsw.BusyError:
             return False
         except apsw.Error as error:
-            if not _is_full(error, self._writer):
-                raise JournalFailed(f"{self._journal_path}: {error}") from error
+            if not is_full(error, self._writer):
+                raise JournalFailed(f"{self._path}: {error}") from error
             return False
         finally:
-            self._writer.set_busy_timeout(_BUSY_MS)
-        return self._wal_bytes() == 0
-
-    @staticmethod
-    def _checkpoint(connection: apsw.Connection, mode: str) -> int:
-        """Checkpoint and return how many frames of the WAL are valid."""
-        row = SqliteJournal._one(connection, f"PRAGMA wal_checkpoint({mode})")
-        return int(row[1])
-
-    @staticmethod
-    def _one(connection: apsw.Connection, sql: str) -> tuple[Any, ...]:
-        row = connection.execute(sql).fetchone()
-        assert row is not None
-        return tuple(row)
+            self._writer.set_busy_timeout(BUSY_MS)
+        return self._journal.wal_bytes() == 0
 
 
-_LAST_FRAME: Final = "SELECT coalesce(max(lsn), 0) FROM frame"
-_PUT_STREAMS: Final = """
-INSERT OR REPLACE INTO stream (incarnation, touched_ms, state)
-SELECT value->>0, value->>1, value->2 FROM json_each(?)"""
-_PUT_PRODUCERS: Final = """
-INSERT OR REPLACE INTO producer (incarnation, id, epoch, last_seq)
-SELECT value->>0, value->>1, value->>2, value->>3 FROM json_each(?)"""
-_PUT_EXTENTS: Final = """
-INSERT OR REPLACE INTO extent (incarnation, start, lsn, at, sizes, crc)
-SELECT value->>0, value->>1, value->>2, value->>3, value->4, value->>5 FROM json_each(?)"""
-_DELETES: Final = tuple(
-    f"DELETE FROM {table} WHERE incarnation IN (SELECT value FROM json_each(?))"
-    for table in ("stream", "producer", "extent")
-)
-_GET_EXTENTS: Final = """
-SELECT start, lsn, at, sizes, crc FROM extent
-WHERE incarnation = ?1 AND start < ?3 AND start >= coalesce(
-    (SELECT max(start) FROM extent WHERE incarnation = ?1 AND start <= ?2), ?2)
-ORDER BY start"""
+def check_log(path: Path, connection: apsw.Connection) -> None:
+    """Refuse a log of the journal in which commits lie behind damage.
 
-
-def _is_full(error: apsw.Error, *connections: apsw.Connection) -> bool:
-    """Tell whether there was no room for a write, so that SQLite has kept nothing of it.
-
-    SQLite says so of ENOSPC alone; a quota and a limit on a file's size are I/O errors to it.
+    Raises:
+        CorruptLog: names file and frame.
     """
-    if isinstance(error, apsw.FullError):
-        return True
-    extended = getattr(error, "extendedresult", 0)
-    if extended == apsw.SQLITE_IOERR_SHMSIZE:  # the WAL index, before anything was written
-        return True
-    return extended == apsw.SQLITE_IOERR_WRITE and any(
-        connection.system_errno in (errno.EDQUOT, errno.EFBIG) for connection in connections
-    )
+    valid_frames = max(checkpoint(connection, "NOOP"), 0)  # -1: no WAL yet
+    tables = one(connection, "SELECT count(*) FROM sqlite_schema")[0]
+    wal.check(path, valid_frames, one(connection, _LAST_FRAME)[0] if tables else 0)
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Name the file, where what was read of it makes no sense."""
+def _sync_what_is_there(folder: Path) -> None:
+    """Make durable what a start takes for durable.
+
+    A predecessor that was killed may have written a commit and not synced it, or created the WAL
+    and not synced its name, which SQLite does only where it creates it. Readers are given what
+    recovery finds, commits are added behind it, and frames are removed that the index does not
+    need: so it is synced first.
+    """
     try:
-        yield
-    except (apsw.Error, ValueError, TypeError, KeyError) as error:
-        raise CorruptLog(f"{path}: {type(error).__name__}: {error}") from error
+        for path in (*sorted(folder.glob("*.db*")), folder, folder.parent):
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(file)
+            finally:
+                os.close(file)
+    except OSError as error:
+        raise JournalFailed(f"data folder {folder}: fsync: {error.strerror}") from error
 
 
-def _lock_folder(folder: Path) -> int:
+def lock_folder(folder: Path) -> int:
     """Take the folder for this process; the kernel gives it back, however the process ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -7,13 +7,14 @@ import orjson
 
 from origin.catalog import Catalog, soft_deleted
 from origin.commit import Change, Committer
-from origin.frame import Appended, Created, Deleted
+from origin.frame import Appended, Created, Deleted, Trimmed
 from origin.ledger import Ledger
 from origin.reader import Reader
 from origin.stream import Stream
+from origin.usage import NOTHING, on_append, on_create, on_delete
 from shared import metrics
 from shared.clock import Clock
-from shared.protocol import fork, jsonmode, media, names
+from shared.protocol import fork, jsonmode, media, names, retention
 from shared.protocol.append import Accepted, Append, Unchanged, decide_append
 from shared.protocol.errors import (
     BadRequest,
@@ -25,6 +26,7 @@ from shared.protocol.errors import (
 )
 from shared.protocol.expiry import NEVER, inherit_expiry
 from shared.protocol.offset import Offset, Start, parse_start
+from shared.protocol.retention import KEEP_ALL, Retention
 from shared.protocol.stream import Ancestor, Create, ForkPoint, StreamState, ensure_same
 
 _REGISTRY_METHODS: Final = "GET, HEAD"
@@ -44,16 +46,23 @@ class Streams:
         ledger: Ledger,
         reader: Reader,
         clock: Clock,
+        retention: Retention = KEEP_ALL,
     ) -> None:
+        """Prepare.
+
+        Args:
+            retention: of streams whose creation asks for none; forks keep all that they inherit.
+        """
         self._catalog = catalog
         self._committer = committer
         self._ledger = ledger
         self._reader = reader
         self._clock = clock
+        self._retention = retention
 
     async def open_registry(self) -> None:
         """See to it that the registry stream exists."""
-        if names.REGISTRY not in self._catalog.by_path:
+        if self._catalog.at(names.REGISTRY) is None:
             asked = Create(names.JSON, NEVER, closed=False, body=b"")
             self._committer.submit(self._create(names.REGISTRY, asked, names.JSON, None, b"")[1])
             await self._committer.settled()
@@ -132,12 +141,36 @@ class Streams:
         self._committer.submit(*self._delete(stream))
         return True
 
+    def trim(self, stream: Stream, low: int) -> None:
+        """Keep a stream from a position on, which lies on an append boundary."""
+        before = stream.state
+        assert before.low < low <= before.tail
+        after = stream.state = replace(before, low=low)
+
+        def undo() -> None:
+            stream.state = before
+
+        def done() -> None:
+            self._ledger.trim(stream, before.kept - after.kept)
+            stream.durable = after
+            metrics.TRIMMED_BYTES.inc(before.kept - after.kept)
+
+        self._committer.submit(Change(Trimmed(before.incarnation, low), done, undo))
+
+    async def settled(self) -> None:
+        """Return when all that is decided so far is durable.
+
+        Raises:
+            Unavailable: it was undone, because the disk is full.
+        """
+        await self._committer.settled()
+
     def _there(self, path: str) -> Stream | None:
         """Return what keeps a path from being created; a stream whose time is over gives way."""
-        stream = self._catalog.by_path.get(path)
-        if stream is not None:
-            self.expire(stream)
-        return self._catalog.by_path.get(path)
+        stream = self._catalog.at(path)
+        if stream is None or not self.expire(stream):
+            return stream
+        return self._catalog.at(path)  # gone, unless it is kept for its forks
 
     async def _fork_point(self, source_path: str, asked: Create) -> ForkPoint:
         """Resolve where a fork diverges; reads the append after the anchor if it must."""
@@ -194,13 +227,17 @@ class Streams:
     ) -> tuple[StreamState, Change]:
         """Let a stream exist, and return how that becomes durable."""
         now_ms = self._clock.now_ms()
-        catalog, by_incarnation = self._catalog, self._catalog.by_incarnation
-        source = None if point is None else by_incarnation[point.source]
+        catalog = self._catalog
+        source = None if point is None else catalog.of(point.source)
         expiry = asked.expiry
         lineage: tuple[Ancestor, ...] = ()
+        keep, low = asked.retention, 0
         if source is not None and point is not None:
             expiry = inherit_expiry(source.state.expiry, expiry)
             lineage = fork.lineage_of(source.state, point.position)
+            low = source.state.low
+        elif keep == KEEP_ALL and path != names.REGISTRY:
+            keep = self._retention
         state = StreamState(
             path=path,
             incarnation=catalog.next_incarnation,
@@ -211,6 +248,8 @@ class Streams:
             lineage=lineage,
             tail=(0 if point is None else point.position) + len(stored),
             closed=asked.closed,
+            retention=keep,
+            low=low,
         )
         stream = Stream(state, now_ms)
         catalog.next_incarnation += 1  # also where the disk turns out full: numbers are plenty
@@ -219,15 +258,18 @@ class Streams:
             source.forks += 1
 
         def undo() -> None:
-            del catalog.by_path[path]
-            del by_incarnation[state.incarnation]
+            catalog.withdraw(stream)
             if source is not None:
                 source.forks -= 1
 
         def done() -> None:
-            self._ledger.move(stream, state.base)
+            self._ledger.move(stream, state.base, on_create(len(stored)))
             stream.durable = state
+            if source is not None:
+                self._ledger.count_fork(source, 1)
             catalog.watch(stream)
+            if keep.age_s is not None:
+                self._ledger.look_at(stream, now_ms + keep.age_s * 1000)
             metrics.STREAMS.inc()
 
         return state, Change(Created(state, stored), done, undo)
@@ -247,8 +289,10 @@ class Streams:
                 stream.producers.pop(key.producer_id, None)
 
         def done() -> None:
-            self._ledger.move(stream, before.tail)
+            self._ledger.move(stream, before.tail, on_append(len(outcome.stored)))
             stream.durable = after
+            if retention.is_over(after.retention, after.kept):
+                self._ledger.look_at(stream, 0)
             if key is not None and outcome.producer is not None:
                 stream.dirty_producers[key.producer_id] = outcome.producer
 
@@ -268,32 +312,34 @@ class Streams:
 
     def _delete_one(self, stream: Stream) -> tuple[Change, Stream | None]:
         """Return the change, and the source that has lost a fork by it."""
-        before, path = stream.state, stream.state.path
+        before = stream.state
         catalog = self._catalog
         soft = stream.forks > 0
         after = replace(before, deleted=True)
         stream.state = after
         point = before.fork
-        source = None if soft or point is None else catalog.by_incarnation.get(point.source)
+        source = None if soft or point is None else catalog.of(point.source)
         if not soft:
-            del catalog.by_path[path]
+            catalog.vacate(stream)
             if source is not None:
                 source.forks -= 1
 
         def undo() -> None:
             stream.state = before
             if not soft:
-                catalog.by_path[path] = stream
+                catalog.restore(stream)
                 if source is not None:
                     source.forks += 1
 
         def done() -> None:
-            self._ledger.move(stream, before.tail)
+            gone = NOTHING if soft else on_delete(before.kept)
+            self._ledger.move(stream, before.tail, gone)
             stream.durable = after
             if not soft:
                 stream.gone = True
-                catalog.by_incarnation.pop(before.incarnation, None)
                 self._ledger.drop(stream)
+                if source is not None:
+                    self._ledger.count_fork(source, -1)
                 metrics.STREAMS.dec()
 
         return Change(Deleted(before.incarnation, soft), done, undo), source
@@ -301,7 +347,7 @@ class Streams:
     def _register(self, operation: str, state: StreamState) -> list[Change]:
         """Return what tells the registry stream of what comes or goes; it belongs to that
         decision."""
-        registry = self._catalog.by_path.get(names.REGISTRY)
+        registry = self._catalog.at(names.REGISTRY)
         if registry is None or state.path == names.REGISTRY:
             return []
         event: dict[str, object] = {

@@ -3,24 +3,40 @@ expired."""
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
 from origin.catalog import Catalog
 from origin.journal import DiskFull, Journal
 from origin.ledger import Ledger
 from origin.streams import Streams
 from shared import metrics
+from shared.protocol.errors import Unavailable
 
 _log = logging.getLogger(__name__)
 
 # How much a restart may have to replay, and how long what is in the index only lags.
 _APPLY_EVERY_S: Final = 1.0
+# How often compaction looks whether there is enough to do.
+_COMPACT_EVERY_S: Final = 1.0
 # TTLs hold to a second; every access looks for itself besides.
 _REAP_EVERY_S: Final = 0.25
 # Expired streams that one turn deletes: more would hold up the appends that share their frame.
-_REAP_AT_ONCE: Final = 1000
+_REAP_AT_ONCE: Final = 16
+# Of the loop's time while a crowd of them is over; the rest is for requests.
+_REAP_SHARE: Final = 0.1
+
+
+async def or_stop(
+    work: Coroutine[Any, Any, None], fail_stop: Callable[[BaseException], None]
+) -> None:
+    """Do work that is never over; if it fails, stop the process, for nobody else would notice."""
+    try:
+        await work
+    except Exception as error:
+        fail_stop(error)
 
 
 class Indexer:
@@ -42,7 +58,9 @@ class Indexer:
     async def keep(self) -> None:
         """Apply what has become durable, for ever."""
         while True:
-            await asyncio.sleep(_APPLY_EVERY_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_APPLY_EVERY_S):
+                    await self._ledger.enough.wait()
             await self.apply()
 
     async def apply(self) -> None:
@@ -69,9 +87,51 @@ class Indexer:
                 metrics.INDEX_LAG.set(self._ledger.lsn - batch.lsn)
 
 
+class Compactor:
+    """Lets the journal compact itself, a step at a time, with rests in between."""
+
+    def __init__(self, journal: Journal, fail_stop: Callable[[BaseException], None]) -> None:
+        """Prepare.
+
+        Args:
+            fail_stop: called when it is not known what is on disk; must end the process.
+        """
+        self._journal = journal
+        self._fail_stop = fail_stop
+        self._one_at_a_time = asyncio.Lock()
+
+    async def keep(self) -> None:
+        """Compact, for ever."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            began_s = clock()
+            more = await asyncio.shield(asyncio.create_task(self._step()))
+            # A third of one core at most: whoever decides and answers needs the interpreter too.
+            await asyncio.sleep(2 * (clock() - began_s) if more else _COMPACT_EVERY_S)
+
+    async def finish(self) -> None:
+        """Wait for a step under way; none begins after it."""
+        await self._one_at_a_time.acquire()
+
+    async def _step(self) -> bool:
+        async with self._one_at_a_time:
+            try:
+                return await asyncio.to_thread(self._journal.compact)
+            except DiskFull as error:
+                _log.warning("compaction waits for room: error=%s", error)
+            except Exception as error:
+                self._fail_stop(error)
+            return False
+
+
 async def reap(catalog: Catalog, streams: Streams) -> None:
     """Delete streams whose time is over, for ever."""
+    clock = asyncio.get_running_loop().time
     while True:
-        await asyncio.sleep(_REAP_EVERY_S)
-        for stream in islice(catalog.due(), _REAP_AT_ONCE):
-            streams.expire(stream)
+        began_s = clock()
+        ended = [streams.expire(stream) for stream in islice(catalog.due(), _REAP_AT_ONCE)]
+        busy_s = clock() - began_s
+        with suppress(Unavailable):  # there is no room: they are looked at again
+            await streams.settled()
+        crowded = len(ended) == _REAP_AT_ONCE
+        await asyncio.sleep(busy_s / _REAP_SHARE if crowded else _REAP_EVERY_S)

@@ -52,26 +52,46 @@ def check(database: Path, valid_frames: int, last_row: int) -> None:
 
 
 def _goes_on(file: BinaryIO, header: bytes, order: str, behind: range, last_row: int) -> bool:
-    """Tell whether more than one torn commit lies behind the end."""
+    """Tell whether more than one torn commit lies behind the end.
+
+    What lies there may be the rests of several: each was torn by a crash of its own, or found the
+    disk full, and began where the one before it had. But none of them was written after another
+    had ended, nor holds a later row than the next.
+    """
     _, _, page_bytes, _, *salts, _, _ = _HEADER.unpack(header)
-    commits, ended, sums = 0, False, None
+    seeds = [_sums_before(file, header, behind.start)]
+    ended = broken = False
     for number in behind:
         file.seek(_HEADER.size + number * (_FRAME.size + page_bytes))
         head = file.read(_FRAME.size)
         _, pages, salt1, salt2, *stored = _FRAME.unpack(head)
         ours = [salt1, salt2] == salts  # frames of an earlier use of the file have older salts
-        commits += ours and bool(pages)
-        if commits > 1:
-            return True
-        if ours and sums is not None:
+        found: list[_Sums] = []
+        if ours or not broken:
             page = file.read(page_bytes)
-            # Such a frame was written right after the one before it, damaged as that may be: it is
-            # neither torn itself nor the rest of a commit that once found the disk full.
-            follows = _sum(head[:_SUMMED] + page, order, sums) == tuple(stored)
-            if follows and (ended or _last_row(page) > last_row + 1):
-                return True
-        ended, sums = ours and bool(pages), (stored[0], stored[1])
+            found = [_sum(head[:_SUMMED] + page, order, seed) for seed in seeds]
+        # Such a frame was written right after the one before it, damaged as that may be.
+        follows = ours and (stored[0], stored[1]) in found
+        if follows and (ended or _last_row(page) > last_row + 1):
+            return True
+        ended = ours and bool(pages)
+        seeds = [(stored[0], stored[1])]
+        if not follows:
+            # It is damaged, or not the next one. If it is its checksum that is damaged, what
+            # follows it was written after what that should be.
+            seeds += found[:1]
+            broken = True
     return False
+
+
+def _sums_before(file: BinaryIO, header: bytes, number: int) -> _Sums:
+    """Return the checksums that a frame's own begin with."""
+    *_, page_bytes, _, _, _, sum1, sum2 = _HEADER.unpack(header)
+    if not number:
+        return sum1, sum2
+    file.seek(_HEADER.size + (number - 1) * (_FRAME.size + page_bytes))
+    *_, sum1, sum2 = _FRAME.unpack(file.read(_FRAME.size))
+    return sum1, sum2
 
 
 def _check_header(path: Path, header: bytes) -> str:

@@ -90,6 +90,24 @@ class Settings:
         least=1024,
         most=64 * 1024 * 1024,
     )
+    hot_streams: int = _setting(
+        50_000,
+        "streams to keep in memory beside those in use, 2 KB each; the rest costs disk only",
+        (UP, ORIGIN),
+        least=1,
+    )
+    retention_age_s: int | None = _setting(
+        None,
+        "how long data is kept in streams that ask for no retention; none: for ever",
+        (UP, ORIGIN),
+        least=1,
+    )
+    retention_bytes: int | None = _setting(
+        None,
+        "how much is kept of streams that ask for no retention; none: everything",
+        (UP, ORIGIN),
+        least=1,
+    )
     json_offsets: bool = _setting(
         False, "put headers.offset into State protocol messages on reads", (UP, ORIGIN)
     )

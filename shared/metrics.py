@@ -62,7 +62,9 @@ UNCHANGED = Counter(
 )
 ORIGIN_READS = Counter("headwater_origin_reads_total", "Reads that the origin answered", ["mode"])
 STREAMS = Gauge("headwater_origin_streams", "Streams that exist")
+LOADED = Counter("headwater_origin_loaded_total", "Streams taken into memory from the index")
 EXPIRED = Counter("headwater_origin_expired_total", "Streams that expired")
+TRIMMED_BYTES = Counter("headwater_origin_trimmed_bytes_total", "Bytes that retention let go")
 INDEX_LAG = Gauge("headwater_origin_index_lag_frames", "Durable frames not yet in the index")
 
 WAKES_PUBLISHED = Counter("headwater_wakes_published_total", "Wakes given to the bus")

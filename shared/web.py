@@ -6,6 +6,7 @@ import gc
 import logging
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -248,9 +249,11 @@ class Health:
     """What the admin port tells."""
 
     ready: bool = False
+    more: Callable[[web.BaseRequest], web.Response | None] = lambda request: None
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer /healthz (the loop turns), /readyz (send traffic here) and /metrics."""
+        """Answer /healthz (the loop turns), /readyz (send traffic here), /metrics, and what a role
+        adds."""
         match request.path:
             case "/healthz" | "/health":
                 return _text(200, "ok\n")
@@ -261,7 +264,9 @@ class Health:
                 response.headers["Content-Type"] = CONTENT_TYPE_LATEST
                 return response
             case _:
-                return respond(_plain(404, "not_found", "only /healthz, /readyz and /metrics"))
+                return self.more(request) or respond(
+                    _plain(404, "not_found", "only /healthz, /readyz and /metrics")
+                )
 
 
 def _text(status: int, text: str) -> web.Response:

@@ -11,8 +11,9 @@ from typing import Any, Final
 
 import apsw
 
-from origin.journal import Batch, Extent, Journal, Stored
+from origin.journal import Batch, Deadline, Extent, Journal, Overdue, Stored
 from origin.memory import MemoryJournal
+from origin.usage import Usage
 from shared.protocol.chunk import Chunk
 from shared.protocol.offset import Offset
 
@@ -153,11 +154,35 @@ class FailingJournal:
     def stored(self) -> Iterator[Stored]:
         return self.inner.stored()
 
+    def find(self, path: str) -> Stored | None:
+        return self.inner.find(path)
+
+    def load(self, incarnation: int) -> Stored | None:
+        return self.inner.load(incarnation)
+
+    def page(self, prefix: str, after: str, limit: int) -> list[Stored]:
+        return self.inner.page(prefix, after, limit)
+
+    def due(self, now_ms: int, after: Deadline, limit: int) -> list[Deadline]:
+        return self.inner.due(now_ms, after, limit)
+
+    def overdue(self, now_ms: int, after: Deadline, limit: int) -> list[Overdue]:
+        return self.inner.overdue(now_ms, after, limit)
+
+    def usage(self, after: str, limit: int) -> tuple[int, list[tuple[str, Usage]]]:
+        return self.inner.usage(after, limit)
+
+    def total(self) -> Usage:
+        return self.inner.total()
+
     def frames(self, after: int) -> Iterator[tuple[int, bytes]]:
         return self.inner.frames(after)
 
     def extents(self, incarnation: int, start: int, end: int) -> list[Extent]:
         return self.inner.extents(incarnation, start, end)
+
+    def compact(self) -> bool:
+        return self.inner.compact()
 
     def read(self, places: Sequence[tuple[int, int, int]]) -> Iterable[bytes]:
         return self.inner.read(places)

@@ -10,7 +10,9 @@ from shared.protocol.errors import (
     Gone,
     SequenceRegression,
     StreamClosed,
+    TailMoved,
 )
+from shared.protocol.precondition import IfMatch, tail_tag
 from shared.protocol.producer import Duplicate, ProducerKey, ProducerState, admit
 from shared.protocol.stream import StreamState
 
@@ -24,10 +26,13 @@ class Append:
     close: bool = False
     producer: ProducerKey | None = None
     stream_seq: str | None = None
+    if_match: IfMatch | None = None
 
     def with_body(self, body: bytes) -> "Append":
         """Return the same request with this body; spelt out, for `replace` is twice as slow."""
-        return Append(self.content_type, body, self.close, self.producer, self.stream_seq)
+        return Append(
+            self.content_type, body, self.close, self.producer, self.stream_seq, self.if_match
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +57,10 @@ def decide_append(
 ) -> Accepted | Unchanged:
     """Decide what an append does to a stream.
 
-    The order is: deleted, closed, body, content type, JSON, producer, Stream-Seq. Closure comes
-    before conflicts so that writers always learn of it; producers come before Stream-Seq so that a
-    retry is a duplicate and no regression.
+    The order is: deleted, closed, body, content type, JSON, producer, Stream-Seq, If-Match. Closure
+    comes before conflicts so that writers always learn of it; producers come before Stream-Seq so
+    that a retry is a duplicate and no regression. A precondition is for requests that would succeed
+    without it, so it comes last (RFC 9110 §13.2.1).
 
     Raises:
         ProtocolError: the first refusal in that order.
@@ -77,6 +83,8 @@ def decide_append(
     seq, last = asked.stream_seq, state.last_seq
     if seq is not None and last is not None and seq <= last:
         raise SequenceRegression(last, seq)
+    if asked.if_match is not None and not asked.if_match.holds(state):
+        raise TailMoved(state.tail_offset().token(), tail_tag(state))
     after = state.grown(
         len(stored),
         closed_by=key if asked.close else None,

@@ -148,6 +148,34 @@ class Gone(ProtocolError):
     code = "gone"
 
 
+class Trimmed(Gone):
+    """The offset was there once; what followed it is not kept any more (PROTOCOL §5.6)."""
+
+    code = "trimmed"
+
+    def __init__(self, asked: str, earliest: str) -> None:
+        super().__init__(f"offset {asked} is not kept any more, the earliest one is {earliest}")
+        self._earliest = earliest
+
+    def headers(self) -> dict[str, str]:
+        return {names.STREAM_EARLIEST_OFFSET: self._earliest}
+
+
+class TailMoved(ProtocolError):
+    """The tail is not where If-Match says (an extension; RFC 9110 §15.5.13)."""
+
+    status = 412
+    code = "tail_moved"
+
+    def __init__(self, tail: str, tag: str) -> None:
+        super().__init__(f"If-Match names another tail than {tail}")
+        self._tail = tail
+        self._tag = tag
+
+    def headers(self) -> dict[str, str]:
+        return {names.STREAM_NEXT_OFFSET: self._tail, "ETag": self._tag}
+
+
 class BodyTooLarge(ProtocolError):
     """The body is over the server's limit (PROTOCOL §5.2)."""
 

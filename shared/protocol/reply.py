@@ -12,6 +12,7 @@ from shared.protocol.cursor import next_cursor
 from shared.protocol.errors import ProtocolError, Unavailable
 from shared.protocol.expiry import NEVER
 from shared.protocol.media import is_text
+from shared.protocol.precondition import tail_tag
 from shared.protocol.request import Live, Read
 from shared.protocol.stream import StreamState
 
@@ -29,6 +30,9 @@ COMMON_HEADERS = {
             names.STREAM_CLOSED,
             names.STREAM_TTL,
             names.STREAM_EXPIRES_AT,
+            names.STREAM_RETENTION_AGE,
+            names.STREAM_RETENTION_BYTES,
+            names.STREAM_EARLIEST_OFFSET,
             names.SSE_DATA_ENCODING,
             names.PRODUCER_EPOCH,
             names.PRODUCER_SEQ,
@@ -56,6 +60,8 @@ PREFLIGHT_HEADERS = {
             names.STREAM_SEQ,
             names.STREAM_TTL,
             names.STREAM_EXPIRES_AT,
+            names.STREAM_RETENTION_AGE,
+            names.STREAM_RETENTION_BYTES,
             names.STREAM_CLOSED,
             names.STREAM_FORKED_FROM,
             names.STREAM_FORK_OFFSET,
@@ -84,10 +90,12 @@ def created(state: StreamState, *, fresh: bool, location: str) -> Reply:
     headers = {
         "Content-Type": state.content_type,
         names.STREAM_NEXT_OFFSET: state.tail_offset().token(),
+        "ETag": tail_tag(state),
         "Cache-Control": caching.NO_STORE,
     }
     if state.closed:
         headers[names.STREAM_CLOSED] = "true"
+    headers |= _retention(state)
     if fresh:
         headers["Location"] = location
     return Reply(201 if fresh else 200, headers)
@@ -98,6 +106,7 @@ def appended(asked: Append, outcome: Accepted | Unchanged) -> Reply:
     state = outcome.state
     headers = {
         names.STREAM_NEXT_OFFSET: state.tail_offset().token(),
+        "ETag": tail_tag(state),
         "Cache-Control": caching.NO_STORE,
     }
     if state.closed:
@@ -119,12 +128,16 @@ def head(state: StreamState) -> Reply:
     headers = {
         "Content-Type": state.content_type,
         names.STREAM_NEXT_OFFSET: state.tail_offset().token(),
+        "ETag": tail_tag(state),
         "Cache-Control": caching.NO_STORE,
     }
     if state.expiry.ttl_s is not None:
         headers[names.STREAM_TTL] = str(state.expiry.ttl_s)
     if state.expiry.expires_at is not None:
         headers[names.STREAM_EXPIRES_AT] = state.expiry.expires_at
+    headers |= _retention(state)
+    if state.low:
+        headers[names.STREAM_EARLIEST_OFFSET] = state.offset_at(state.low).token()
     if state.closed:
         headers[names.STREAM_CLOSED] = "true"
     return Reply(200, headers)
@@ -209,4 +222,13 @@ def _read_headers(chunk: Chunk) -> dict[str, str]:
         headers[names.STREAM_TTL] = str(chunk.ttl_s)
     if chunk.expires_at is not None:
         headers[names.STREAM_EXPIRES_AT] = chunk.expires_at
+    return headers
+
+
+def _retention(state: StreamState) -> dict[str, str]:
+    headers = {}
+    if state.retention.age_s is not None:
+        headers[names.STREAM_RETENTION_AGE] = str(state.retention.age_s)
+    if state.retention.bytes is not None:
+        headers[names.STREAM_RETENTION_BYTES] = str(state.retention.bytes)
     return headers

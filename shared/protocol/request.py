@@ -14,7 +14,9 @@ from shared.protocol.errors import BadRequest, NotFound, UnsupportedEncoding
 from shared.protocol.expiry import parse_expiry
 from shared.protocol.media import parse_content_type
 from shared.protocol.offset import check_token
+from shared.protocol.precondition import IfMatch, parse_if_match
 from shared.protocol.producer import ProducerKey
+from shared.protocol.retention import parse_retention
 from shared.protocol.stream import Create
 
 _INTEGER = re.compile(r"0|[1-9][0-9]{0,15}", re.ASCII)
@@ -36,14 +38,18 @@ class Headers(Protocol):
 
 _CONTENT_TYPE: Final = "Content-Type"
 _CONTENT_ENCODING: Final = "Content-Encoding"
+_IF_MATCH: Final = "If-Match"
 _PRODUCER: Final = (names.PRODUCER_ID, names.PRODUCER_EPOCH, names.PRODUCER_SEQ)
 _KNOWN: Final = {
     name.lower(): name
     for name in (
         _CONTENT_TYPE,
         _CONTENT_ENCODING,
+        _IF_MATCH,
         names.STREAM_TTL,
         names.STREAM_EXPIRES_AT,
+        names.STREAM_RETENTION_AGE,
+        names.STREAM_RETENTION_BYTES,
         names.STREAM_SEQ,
         names.STREAM_CLOSED,
         names.STREAM_FORKED_FROM,
@@ -163,6 +169,7 @@ def parse_append_head(headers: Headers, *, empty: bool) -> Append:
         close=_closes(given),
         producer=_parse_producer(given),
         stream_seq=seq,
+        if_match=_parse_precondition(given, headers),
     )
 
 
@@ -196,6 +203,9 @@ def parse_create(headers: Headers, body: bytes, prefix: str) -> Create:
         forked_from=None if source is None else parse_path(source, prefix),
         fork_offset=None if offset is None else check_token(offset),
         fork_sub_offset=sub,
+        retention=parse_retention(
+            _single(given, names.STREAM_RETENTION_AGE), _single(given, names.STREAM_RETENTION_BYTES)
+        ),
     )
 
 
@@ -227,6 +237,14 @@ def _parse_producer(given: Given) -> ProducerKey | None:
         _parse_integer(names.PRODUCER_EPOCH, epoch),
         _parse_integer(names.PRODUCER_SEQ, seq),
     )
+
+
+def _parse_precondition(given: Given, headers: Headers) -> IfMatch | None:
+    if _IF_MATCH not in given:
+        return None
+    value = given[_IF_MATCH]
+    # A list may come in several lines (RFC 9110 §5.3).
+    return parse_if_match(value if value is not None else _joined(headers, _IF_MATCH) or "")
 
 
 def _parse_integer(name: str, text: str) -> int:

@@ -4,10 +4,11 @@ for."""
 from dataclasses import dataclass
 
 from shared.protocol import media, names
-from shared.protocol.errors import Conflict, Gone, InvalidOffset
+from shared.protocol.errors import Conflict, Gone, InvalidOffset, Trimmed
 from shared.protocol.expiry import NEVER, Expiry
 from shared.protocol.offset import Offset, Start
 from shared.protocol.producer import ProducerKey
+from shared.protocol.retention import KEEP_ALL, Retention
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,8 @@ class StreamState:
     closed_by: ProducerKey | None = None
     last_seq: str | None = None
     deleted: bool = False  # softly: kept for its forks (PROTOCOL §4.2)
+    retention: Retention = KEEP_ALL
+    low: int = 0  # the earliest position that is kept, an append boundary; inherited ones count
 
     @property
     def base(self) -> int:
@@ -70,6 +73,8 @@ class StreamState:
             closed_by,
             last_seq,
             self.deleted,
+            self.retention,
+            self.low,
         )
 
     def offset_at(self, position: int) -> Offset:
@@ -83,6 +88,11 @@ class StreamState:
                 return Offset(ancestor.incarnation, position)
         return Offset(self.incarnation, position)
 
+    @property
+    def kept(self) -> int:
+        """How many bytes of the stream's own are kept."""
+        return self.tail - max(self.base, self.low)
+
     def tail_offset(self) -> Offset:
         """Return the offset after the last byte."""
         return self.offset_at(self.tail)
@@ -94,11 +104,12 @@ class StreamState:
         message.
 
         Raises:
+            Trimmed: what followed the offset is not kept any more.
             Gone: the offset belongs to an earlier life of this path.
             InvalidOffset: no life of this path has minted it.
         """
         if start is Start.BEGINNING:
-            return 0
+            return self.low
         if start is Start.NOW:
             return self.tail
         assert isinstance(start, Offset)
@@ -106,6 +117,8 @@ class StreamState:
         for owner in (*self.lineage, Ancestor(self.incarnation, self.tail)):
             if owner.incarnation == start.incarnation:
                 if low <= start.position <= owner.until + 1:
+                    if start.position < self.low:
+                        raise Trimmed(start.token(), self.offset_at(self.low).token())
                     return min(start.position, self.tail)
                 raise InvalidOffset(
                     f"offset {start.token()} is none of this stream's: it has positions"
@@ -129,6 +142,7 @@ class Create:
     forked_from: str | None = None
     fork_offset: str | None = None
     fork_sub_offset: int = 0
+    retention: Retention = KEEP_ALL
 
 
 def ensure_same(state: StreamState, asked: Create) -> None:
@@ -153,6 +167,9 @@ def ensure_same(state: StreamState, asked: Create) -> None:
     inherited = asked.expiry == NEVER and state.fork is not None and state.fork.inherits_expiry
     if not state.expiry.same(asked.expiry) and not inherited:
         raise Conflict(f"the stream exists with another expiry: {_spell(state.expiry)}")
+    # An extension may not refuse who does not use it: the default of then is as good as any.
+    if asked.retention not in (KEEP_ALL, state.retention):
+        raise Conflict(f"the stream exists with another retention: {state.retention}")
     if state.closed != asked.closed:
         raise Conflict(f"the stream exists and is {'closed' if state.closed else 'open'}")
     source = state.fork.source_path if state.fork else None

@@ -4,17 +4,20 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import apsw
 import pytest
 
 from origin.frame import CorruptLog
-from origin.journal import Batch, Extent, Journal, JournalFailed
+from origin.journal import Batch, Extent, Journal, JournalFailed, Overdue, Stored
 from origin.memory import MemoryJournal
 from origin.sqlite import SqliteJournal
+from origin.usage import Usage
 from shared.protocol.expiry import Expiry
 from shared.protocol.producer import ProducerKey, ProducerState
+from shared.protocol.retention import Stretch
 from shared.protocol.stream import Ancestor, ForkPoint, StreamState
 from tests.service import ROOT
 
@@ -182,6 +185,105 @@ def test_extents_hold_the_positions_asked_for(
     assert [extent.start for extent in journal.extents(1, start, end)] == expected
 
 
+def test_stream_is_found_by_path_and_by_number(journal: Journal) -> None:
+    write(journal, b"one")
+    producers = [(2, "p", ProducerState(1, 5)), (2, "q", ProducerState(0, 0))]
+    journal.apply(Batch(1, 3, [(PLAIN, 10), (FULL, 20)], producers, forks={1: 4}))
+    plain = Stored(PLAIN, 10, {}, 4)
+    full = Stored(FULL, 20, {"p": ProducerState(1, 5), "q": ProducerState(0, 0)})
+    assert (journal.find(PLAIN.path), journal.load(1)) == (plain, plain)
+    assert (journal.find(FULL.path), journal.load(2)) == (full, full)
+    assert (journal.find("a"), journal.find("a/b/"), journal.load(3)) == (None, None, None)
+    journal.apply(Batch(2, 3, forks={1: 3}))
+    assert journal.load(1) == Stored(PLAIN, 10, {}, 3)
+
+
+def test_path_may_be_taken_over_in_the_batch_that_frees_it(journal: Journal) -> None:
+    write(journal, b"one", b"two")
+    journal.apply(Batch(1, 2, [(PLAIN, 10)]))
+    heir = replace(PLAIN, incarnation=2)
+    journal.apply(Batch(2, 3, [(heir, 20)], deleted=[1]))
+    assert journal.find(PLAIN.path) == Stored(heir, 20, {})
+    assert journal.load(1) is None
+
+
+def test_page_holds_what_follows_a_path_below_a_prefix(journal: Journal) -> None:
+    write(journal, b"one")
+    paths = ["a", "a/", "a/b", "a/c", "a0", "b", "\u00e9/x", "\U0010ffff"]
+    streams = [(replace(PLAIN, path=path, incarnation=n), n) for n, path in enumerate(paths, 1)]
+    journal.apply(Batch(1, 9, streams[::-1]))
+
+    def page(prefix: str, after: str, limit: int) -> list[str]:
+        return [stored.state.path for stored in journal.page(prefix, after, limit)]
+
+    assert page("", "", 99) == paths
+    assert page("", "a/b", 3) == ["a/c", "a0", "b"]
+    assert page("a/", "", 99) == ["a/", "a/b", "a/c"]
+    assert page("a/", "a/", 1) == ["a/b"]
+    assert page("a/", "a0", 99) == []
+    assert page("", "\U0010ffff", 99) == []
+
+
+def test_due_streams_come_in_the_order_of_their_deadlines(journal: Journal) -> None:
+    write(journal, b"one")
+    window, instant = Expiry(10), Expiry(None, "2027-01-15T08:00:05Z", 5000)
+    streams = [
+        (replace(PLAIN, path="1", incarnation=1, expiry=window), 0),  # 10,000
+        (replace(PLAIN, path="2", incarnation=2, expiry=instant), 0),  # 5000
+        (replace(PLAIN, path="3", incarnation=3, expiry=instant), 9000),  # 5000
+        (replace(PLAIN, path="4", incarnation=4), 0),
+        (replace(PLAIN, path="5", incarnation=5, expiry=window, deleted=True), 0),
+    ]
+    journal.apply(Batch(1, 9, streams))
+    assert journal.due(4999, (0, 0), 9) == []
+    assert journal.due(5000, (0, 0), 9) == [(5000, 2), (5000, 3)]
+    assert journal.due(10_000, (5000, 2), 9) == [(5000, 3), (10_000, 1)]
+    assert journal.due(10_000, (0, 0), 1) == [(5000, 2)]
+    journal.apply(Batch(2, 9, [(streams[1][0], 0), (replace(PLAIN, incarnation=3, path="3"), 0)]))
+    assert journal.due(9999, (0, 0), 9) == [(5000, 2)]
+
+
+def test_trimmed_extents_go_whole_and_not_before(journal: Journal) -> None:
+    write(journal, b"one")
+    extents = [(1, Extent(at, 1, at, (6, 4), at, at_ms=at)) for at in (0, 10, 20, 30)]
+    journal.apply(Batch(1, 2, [(replace(PLAIN, tail=40), 1)], [], extents))
+    journal.apply(Batch(2, 2, trims={1: 20}))
+    assert [extent.start for extent in journal.extents(1, 0, 99)] == [20, 30]
+    journal.apply(Batch(3, 2, trims={1: 29}))
+    assert [extent.start for extent in journal.extents(1, 0, 99)] == [20, 30]
+
+
+def test_overdue_streams_come_with_how_they_begin(journal: Journal) -> None:
+    write(journal, b"one")
+    extents = [(n, Extent(at, 1, at, (10,), 0, at_ms=at)) for n in (1, 2) for at in (0, 10, 20)]
+    streams = [(PLAIN, 1), (replace(PLAIN, incarnation=2, path="2", low=10), 1)]
+    looks: dict[int, int | None] = {1: 500, 2: 400}
+    journal.apply(Batch(1, 3, streams, [], extents, looks=looks))
+    assert journal.overdue(399, (0, 0), 9) == []
+    two = Overdue((400, 2), [Stretch(20, 10), Stretch(30, 20)])
+    one = Overdue((500, 1), [Stretch(10, 0), Stretch(20, 10), Stretch(30, 20)])
+    assert journal.overdue(500, (0, 0), 9) == [two, one]
+    assert journal.overdue(500, (0, 0), 1) == [two]
+    assert journal.overdue(500, (400, 2), 9) == [one]
+    journal.apply(Batch(2, 3, looks={1: 900, 2: None}))
+    assert [overdue.due for overdue in journal.overdue(900, (0, 0), 9)] == [(900, 1)]
+    journal.apply(Batch(3, 3, deleted=[1]))
+    assert journal.overdue(900, (0, 0), 9) == []
+
+
+def test_usage_adds_up_once_a_frame(journal: Journal) -> None:
+    write(journal, b"one", b"two")
+    batch = Batch(1, 2, usage={"a": Usage(1, 10, 1, 10, 1), "b": Usage(streams=1)})
+    journal.apply(batch)
+    journal.apply(batch)  # as if it were not known that it had been
+    assert journal.usage("", 9) == (1, [("a", Usage(1, 10, 1, 10, 1)), ("b", Usage(streams=1))])
+    journal.apply(Batch(2, 2, usage={"a": Usage(2, 5, 2, -10, -1), "": Usage(1, 1, 1)}))
+    counts = [("", Usage(1, 1, 1)), ("a", Usage(3, 15, 3, 0, 0)), ("b", Usage(streams=1))]
+    assert journal.usage("a", 9) == (2, counts[2:])
+    assert journal.usage("", 1) == (2, counts[1:2])
+    assert journal.total() == Usage(4, 16, 4, 0, 1)
+
+
 # --- what only files can go through --------------------------------------------------------------
 
 
@@ -203,7 +305,7 @@ def test_closed_journal_leaves_no_log_behind(tmp_path: Path) -> None:
     journal = SqliteJournal(tmp_path)
     write(journal, b"one")
     journal.close()
-    assert sorted(os.listdir(tmp_path)) == ["index.db", "journal.db", "lock"]
+    assert sorted(os.listdir(tmp_path)) == ["index.db", "journal.db", "lock", "packs.db"]
 
 
 KILLED = """
@@ -230,6 +332,37 @@ def test_killed_journal_opens_with_all_that_it_confirmed(tmp_path: Path) -> None
     assert journal.applied() == (3, 7)
     assert list(journal.frames(0)) == [(lsn, bytes([lsn]) * 5000) for lsn in range(1, 6)]
     journal.close()
+
+
+def test_start_syncs_what_a_killed_process_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may not have come to that, and readers are about to be given what is there."""
+    folder = tmp_path / "data"
+    run_killed(folder)
+    synced = []
+    fsync = os.fsync
+
+    def note(fd: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        fsync(fd)
+
+    monkeypatch.setattr("os.fsync", note)
+    journal = SqliteJournal(folder)
+    needed = [folder / "journal.db", folder / "journal.db-wal", folder, tmp_path]
+    assert set(map(str, needed)) <= set(synced)
+    journal.close()
+
+
+def test_start_that_cannot_sync_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(fd: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", fail)
+        with pytest.raises(JournalFailed, match=r"fsync: Input/output error"):
+            SqliteJournal(tmp_path)
+    SqliteJournal(tmp_path).close()
 
 
 def test_lost_index_begins_anew_behind_the_same_frames(tmp_path: Path) -> None:
@@ -275,7 +408,7 @@ def folder(path: Path) -> None:
     path.mkdir()
 
 
-@pytest.mark.parametrize("name", ["journal.db", "index.db"])
+@pytest.mark.parametrize("name", ["journal.db", "index.db", "packs.db"])
 @pytest.mark.parametrize("make", [foreign, noise, folder])
 def test_file_that_is_not_ours_is_named_and_left_alone(
     tmp_path: Path, name: str, make: Callable[[Path], None]
@@ -286,6 +419,15 @@ def test_file_that_is_not_ours_is_named_and_left_alone(
     with pytest.raises(CorruptLog, match=rf"{name}: "):
         SqliteJournal(tmp_path)
     assert (path.read_bytes() if path.is_file() else None) == before
+
+
+def test_index_of_another_format_is_named(tmp_path: Path) -> None:
+    SqliteJournal(tmp_path).close()
+    with apsw.Connection(str(tmp_path / "index.db")) as connection:
+        connection.execute("PRAGMA user_version = 0")
+    connection.close()
+    with pytest.raises(CorruptLog, match=r"index\.db: has format 0, .* needs 4"):
+        SqliteJournal(tmp_path)
 
 
 def test_index_ahead_of_the_journal_is_refused(tmp_path: Path) -> None:
@@ -312,6 +454,19 @@ def test_missing_frame_is_named(tmp_path: Path) -> None:
     assert next(iter(found)) == (1, b"one")
     with pytest.raises(CorruptLog, match=r"journal\.db: frame 2 is missing"):
         list(found)
+    journal.close()
+
+
+def test_damaged_schema_is_named(tmp_path: Path) -> None:
+    """A flipped bit may leave a schema that reads well, and lacks a column."""
+    journal = SqliteJournal(tmp_path)
+    write(journal, b"one")
+    journal.close()
+    path = tmp_path / "journal.db"
+    path.write_bytes(path.read_bytes().replace(b"body BLOB", b"bodx BLOB"))
+    journal = SqliteJournal(tmp_path)
+    with pytest.raises(CorruptLog, match=r"journal\.db: frame 1: no such column"):
+        list(journal.frames(0))
     journal.close()
 
 

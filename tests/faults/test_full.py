@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import resource
+import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -310,6 +311,35 @@ async def test_each_way_in_which_the_kernel_says_that_there_is_no_room(
             assert here.stopped == []
     async with serving(tmp_path) as here:
         assert await here.server.stream("s").whole() == b"onetwo"
+
+
+def append_all(journal: SqliteJournal, lsns: Iterator[int]) -> None:
+    for lsn in lsns:
+        journal.append(lsn, b"x")
+
+
+def test_commit_whose_index_finds_no_room_is_not_refused_as_if_it_were_not_there(
+    tmp_path: Path,
+) -> None:
+    """The WAL index grows every few thousand frames, after the commit is on disk."""
+    full = False
+
+    def fails(path: str) -> int:
+        return errno.ENOSPC if full and path.endswith("-shm") else 0
+
+    with failing_pwrite(fails):
+        journal = SqliteJournal(tmp_path / "live")
+        full, lsns = True, iter(range(1, 10_000))
+        with pytest.raises(JournalFailed, match=r"journal\.db: "):
+            append_all(journal, lsns)
+        lsn = next(lsns) - 1
+        shutil.copytree(tmp_path / "live", tmp_path / "dead")
+        full = False
+        journal.close()
+        # A process that stops at once leaves this.
+        journal = SqliteJournal(tmp_path / "dead")
+        assert [found for found, _ in journal.frames(lsn - 1)] == [lsn]
+        journal.close()
 
 
 async def test_process_at_its_file_size_limit_goes_on_once_there_is_room(tmp_path: Path) -> None:

@@ -14,12 +14,15 @@ from origin.frame import (
     Created,
     Deleted,
     Record,
+    Trimmed,
     decode_frame,
     decode_state,
     encode_frame,
+    encode_state,
 )
 from shared.protocol.expiry import NEVER, Expiry
 from shared.protocol.producer import ProducerKey
+from shared.protocol.retention import Retention
 from shared.protocol.stream import Ancestor, ForkPoint, StreamState
 
 WHERE = "journal.db: frame 7"
@@ -45,11 +48,14 @@ STATES = st.builds(
     closed_by=st.none() | KEYS,
     last_seq=st.none() | TEXTS,
     deleted=st.booleans(),
+    retention=st.builds(Retention, st.none() | COUNTS, st.none() | COUNTS),
+    low=COUNTS,
 )
 # Few incarnations, so that their payloads interleave.
 PAYLOADS = st.binary(max_size=20)
 RECORDS: st.SearchStrategy[Record] = st.one_of(
     st.builds(Created, STATES, PAYLOADS),
+    st.builds(Trimmed, st.integers(1, 4), COUNTS),
     st.builds(
         Appended,
         st.integers(1, 4),
@@ -102,7 +108,7 @@ def test_what_a_commit_adds_to_a_stream_is_one_stretch_of_the_frame(records: lis
     frame, placements = encode_frame(1, 0, records)
     added: dict[int, list[bytes]] = {}
     for record in records:
-        if not isinstance(record, Deleted) and record.payload:
+        if not isinstance(record, Deleted | Trimmed) and record.payload:
             own = record.state.incarnation if isinstance(record, Created) else record.incarnation
             added.setdefault(own, []).append(record.payload)
     assert {placement.incarnation for placement in placements} == set(added)
@@ -118,6 +124,14 @@ def test_what_a_commit_adds_to_a_stream_is_one_stretch_of_the_frame(records: lis
 @given(STATES)
 def test_state_reads_back_from_json(state: StreamState) -> None:
     assert decode_state(orjson.loads(orjson.dumps(state))) == state
+    assert decode_state(orjson.loads(orjson.dumps(encode_state(state)))) == state
+
+
+def test_state_of_before_there_was_retention_reads_back() -> None:
+    state = StreamState("s", 1, "text/plain", NEVER, 5)
+    document = orjson.loads(orjson.dumps(state))
+    del document["retention"], document["low"]
+    assert decode_state(document) == state
 
 
 def test_every_flipped_byte_is_found() -> None:

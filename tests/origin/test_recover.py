@@ -1,16 +1,26 @@
 """What a start finds is what was acknowledged, wherever between journal and index it stopped."""
 
+import math
 import random
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
-from origin.frame import Appended, CorruptLog, Created, Deleted, Record, encode_frame
-from origin.journal import DiskFull, JournalFailed
+from origin.frame import (
+    Appended,
+    CorruptLog,
+    Created,
+    Deleted,
+    Record,
+    decode_frame,
+    encode_frame,
+)
+from origin.journal import DiskFull, Journal, JournalFailed
 from origin.memory import MemoryJournal
 from origin.recover import recover
 from origin.upkeep import Indexer
+from origin.usage import Usage
 from shared.protocol.errors import ProtocolError
 from shared.protocol.expiry import NEVER
 from shared.protocol.producer import ProducerKey
@@ -63,7 +73,8 @@ async def take(origin: Wired, step: Step, source: str) -> None:
 
 async def contents(origin: Wired) -> dict[str, bytes]:
     found = {}
-    for path, stream in origin.catalog.by_path.items():
+    origin.load()
+    for path, stream in list(origin.catalog.by_path.items()):
         if not stream.state.deleted:
             found[path] = await origin.content(path)
     return found
@@ -71,6 +82,7 @@ async def contents(origin: Wired) -> dict[str, bytes]:
 
 def state_of(origin: Wired) -> dict[str, object]:
     """Return what decides the future of each stream; what only fills memory is left out."""
+    origin.load()
     return {
         path: (
             stream.state,
@@ -82,22 +94,60 @@ def state_of(origin: Wired) -> dict[str, object]:
     }
 
 
+def counted(origin: Wired) -> dict[str, Usage]:
+    """Return what services have used, with what the index has yet to learn."""
+    lsn, rows = origin.journal.usage("", 1000)
+    found = {service: replace(usage) for service, usage in rows}
+    for service, usage in origin.ledger.uncounted(lsn):
+        found.setdefault(service, Usage()).add(usage)
+    return found
+
+
+def recounted(journal: Journal) -> dict[str, Usage]:
+    """Return the same, from every frame that there ever was."""
+    found: dict[str, Usage] = {}
+    services, kept = {}, {}
+    for lsn, body in journal.frames(0):
+        for record in decode_frame(body, str(lsn)).records:
+            match record:
+                case Created(state, payload):
+                    incarnation = state.incarnation
+                    services[incarnation] = state.path.partition("/")[0]
+                    kept[incarnation] = len(payload)
+                    more = Usage(streams=1, stored=len(payload))
+                    appended = bool(payload)
+                case Appended(incarnation, payload):
+                    kept[incarnation] += len(payload)
+                    more, appended = Usage(stored=len(payload)), True
+                case Deleted(incarnation, soft):
+                    gone = not soft
+                    more, appended = Usage(streams=-gone, stored=-gone * kept[incarnation]), False
+            if appended:
+                more.appends, more.bytes = 1, len(payload)
+                more.units = max(1, math.ceil(len(payload) / 10240))
+            found.setdefault(services[incarnation], Usage()).add(more)
+    return found
+
+
 @pytest.mark.parametrize("seed", range(12))
-async def test_start_after_any_history_finds_the_same_streams(seed: int) -> None:
+@pytest.mark.parametrize("hot_streams", [1, 4, 1000])
+async def test_start_after_any_history_finds_the_same_streams(seed: int, hot_streams: int) -> None:
     """The index is brought up now and then, and a start comes now and then."""
     journal, clock, random_ = MemoryJournal(), FakeClock(), random.Random(seed)
     steps = history(seed, 400)
     for _ in range(8):
-        async with wired(journal, clock, registry=True) as origin:
+        async with wired(journal, clock, registry=True, hot_streams=hot_streams) as origin:
             for step, _ in zip(steps, range(50), strict=False):
                 clock.turn(0.01)
                 await take(origin, step, source=f"s{random_.randrange(8)}")
                 if random_.random() < 0.05:
                     origin.index()
             before, texts = state_of(origin), await contents(origin)
+            assert counted(origin) == recounted(journal)
             incarnation = origin.catalog.next_incarnation
             lsn = origin.ledger.lsn
         async with wired(journal, clock) as again:
+            assert counted(again) == recounted(journal)
             assert state_of(again) == before
             assert await contents(again) == texts
             assert again.catalog.next_incarnation == incarnation

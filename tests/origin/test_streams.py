@@ -72,12 +72,15 @@ def watched(origin: Wired) -> set[int]:
 
 
 @pytest.mark.parametrize("name", WRITES)
-async def test_write_that_finds_the_disk_full_never_was(name: str) -> None:
+@pytest.mark.parametrize("cold", [False, True])
+async def test_write_that_finds_the_disk_full_never_was(name: str, cold: bool) -> None:
     """Refused, it leaves no trace; repeated, it has its effect as if it were the first time."""
     journal = FailingJournal()
-    async with wired(journal, registry=True) as origin:
+    async with wired(journal, registry=True, hot_streams=1 if cold else 1000) as origin:
         await fill(origin)
-        before, listed = origin.shape(), await origin.listed()
+        if cold:
+            origin.index()
+        listed, before = await origin.listed(), origin.shape()
         expiring, incarnations = watched(origin), set(origin.catalog.by_incarnation)
         frames, wakes = len(list(journal.frames(0))), len(origin.wakes)
 

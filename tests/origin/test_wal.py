@@ -122,7 +122,7 @@ EVERY = list(range(1, len(SIZES) + 1))
 
 
 def test_killed_journal_has_every_commit(killed: Killed, tmp_path: Path) -> None:
-    assert [len(frames) for frames in killed.appends] == [1, 1, 4, 1, 1, 8, 1, 1]
+    assert [len(frames) for frames in killed.appends] == [1, 1, 5, 1, 1, 9, 1, 1]
     assert start(damaged(killed, tmp_path / "copy", lambda log: None)) == EVERY
 
 
@@ -201,6 +201,29 @@ def test_rest_of_a_commit_that_found_the_disk_full_is_no_damage(
         del log[first : first + STRIDE]
 
     assert start(damaged(killed, tmp_path / "copy", overwritten)) == EVERY[:4]
+
+
+def test_rests_of_commits_that_several_crashes_tore_are_no_damage(tmp_path: Path) -> None:
+    """Each was written over the one before it, and ends in a frame that says so."""
+    journal = SqliteJournal(tmp_path / "live")
+    for lsn in range(1, 6):
+        journal.append(lsn, body(lsn))
+    shutil.copytree(tmp_path / "live", tmp_path / "dead")
+    place = (tmp_path / "dead" / "journal.db-wal").stat().st_size
+    journal.append(6, body(6))
+    long = (tmp_path / "live" / "journal.db-wal").read_bytes()
+    journal.close()
+    other = SqliteJournal(tmp_path / "dead")
+    other.append(6, b"another")
+    shutil.copytree(tmp_path / "dead", tmp_path / "torn")
+    other.close()
+    log = bytearray((tmp_path / "torn" / "journal.db-wal").read_bytes())
+    assert len(long) > len(log) + STRIDE
+    log[place + HEAD + 4000] ^= 1
+    log += long[len(log) :]
+    assert len(commits_of(bytes(log))) == len(commits_of(bytes(log[:place]))) + 2
+    (tmp_path / "torn" / "journal.db-wal").write_bytes(log)
+    assert start(tmp_path / "torn") == [1, 2, 3, 4, 5]
 
 
 def test_damage_in_what_was_checkpointed_is_refused_too(

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import orjson
 
-from origin.catalog import Catalog
+from origin.catalog import HOT_STREAMS, Catalog
 from origin.commit import Committer
 from origin.journal import Journal
 from origin.ledger import Ledger
@@ -28,21 +28,21 @@ CHUNK_BYTES = 4096
 class Wired:
     """The parts, and what they told the outside."""
 
-    def __init__(self, journal: Journal, clock: FakeClock) -> None:
+    def __init__(self, journal: Journal, clock: FakeClock, hot_streams: int) -> None:
         found = recover(journal, "journal")
         self.journal, self.clock = journal, clock
         self.wakes: list[tuple[str, Wake]] = []
         self.stopped: list[BaseException] = []
-        self.catalog = Catalog(clock, found.streams, found.next_incarnation)
+        self.catalog = Catalog(
+            clock, journal, found.streams, found.deleted, found.next_incarnation, hot_streams
+        )
         self.reader = Reader(journal, self.catalog.recent_extents, CHUNK_BYTES)
         self.ledger = Ledger(
             self.catalog,
             self.reader,
             lambda path, wake: self.wakes.append((path, wake)),
             4096,
-            found.lsn,
-            found.changed,
-            found.deleted,
+            found,
         )
         self.committer = Committer(journal, clock, self.ledger.on_commit, self.stopped.append)
         self.streams = Streams(self.catalog, self.committer, self.ledger, self.reader, clock)
@@ -115,8 +115,14 @@ class Wired:
             self.journal.apply(batch)
             self.ledger.applied(batch)
 
+    def load(self) -> None:
+        """Take every stream into memory."""
+        for stored in self.journal.stored():
+            self.catalog.at(stored.state.path)
+
     def shape(self) -> dict[str, object]:
         """Return all that decides what happens next, by path; a refused write leaves it be."""
+        self.load()
         return {
             path: (
                 stream.state,
@@ -132,9 +138,13 @@ class Wired:
 
 @asynccontextmanager
 async def wired(
-    journal: Journal, clock: FakeClock | None = None, *, registry: bool = False
+    journal: Journal,
+    clock: FakeClock | None = None,
+    *,
+    registry: bool = False,
+    hot_streams: int = HOT_STREAMS,
 ) -> AsyncIterator[Wired]:
-    origin = Wired(journal, clock or FakeClock())
+    origin = Wired(journal, clock or FakeClock(), hot_streams)
     try:
         if registry:
             await origin.streams.open_registry()

@@ -20,8 +20,10 @@ from shared.protocol.errors import (
     SequenceRegression,
     StaleEpoch,
     StreamClosed,
+    TailMoved,
 )
 from shared.protocol.expiry import NEVER
+from shared.protocol.precondition import IfMatch
 from shared.protocol.producer import ProducerKey, ProducerState
 from shared.protocol.stream import Ancestor, StreamState
 
@@ -158,6 +160,30 @@ def test_duplicate_is_found_before_its_stream_seq_is_a_regression() -> None:
     unchanged(TEXT, replace(PLAIN, producer=CLOSER, stream_seq="a"))
 
 
+def test_duplicate_is_found_before_the_tail_has_moved() -> None:
+    """It has moved by the very append that is repeated."""
+    asked = replace(PLAIN, if_match=IfMatch(frozenset()))
+    unchanged(TEXT, replace(asked, producer=CLOSER))
+    unchanged(CLOSED, replace(asked, producer=CLOSER, close=True))
+    unchanged(CLOSED, Append(None, b"", close=True, if_match=IfMatch(frozenset())))
+
+
+@pytest.mark.parametrize("tails", [None, {TEXT.tail_offset().token(), "x"}])
+def test_append_whose_tail_has_not_moved_is_taken(tails: set[str] | None) -> None:
+    if_match = IfMatch(None if tails is None else frozenset(tails))
+    assert accepted(TEXT, replace(PLAIN, if_match=if_match)).state.tail == 15
+    assert accepted(TEXT, Append(None, b"", close=True, if_match=if_match)).state.closed
+
+
+def test_refusal_of_a_tail_that_has_moved_tells_where_it_is() -> None:
+    with pytest.raises(TailMoved) as refused:
+        decide_append(TEXT, {}, replace(PLAIN, if_match=IfMatch(frozenset(("x",)))))
+    tail = TEXT.tail_offset().token()
+    assert refused.value.headers() == {"Stream-Next-Offset": tail, "ETag": f'"{tail}"'}
+    with pytest.raises(TailMoved):
+        decide_append(TEXT, {}, Append(None, b"", close=True, if_match=IfMatch(frozenset())))
+
+
 def test_duplicate_that_asks_to_close_does_not_close() -> None:
     assert not unchanged(TEXT, replace(PLAIN, producer=CLOSER, close=True)).state.closed
 
@@ -256,6 +282,10 @@ def regression(case: Case) -> Case:
     return case[0], replace(case[1], stream_seq="m")
 
 
+def moved(case: Case) -> Case:
+    return case[0], replace(case[1], if_match=IfMatch(frozenset((f"{5:016d}_{9:016d}",))))
+
+
 REFUSALS: tuple[tuple[Wrong, type[ProtocolError], int], ...] = (
     (deleted, Gone, 410),
     (closed, StreamClosed, 409),
@@ -268,6 +298,7 @@ REFUSALS: tuple[tuple[Wrong, type[ProtocolError], int], ...] = (
     (late_epoch, EpochStart, 400),
     (gap, SequenceGap, 409),
     (regression, SequenceRegression, 409),
+    (moved, TailMoved, 412),
 )
 # These say different things of the same header or body, so no request is wrong in both ways.
 EXCLUSIVE = (

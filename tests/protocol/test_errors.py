@@ -30,6 +30,13 @@ REFUSALS: list[tuple[ProtocolError | Unavailable, int, str, dict[str, str]]] = [
     ),
     (errors.SequenceRegression("b", "a"), 409, "sequence_regression", {}),
     (errors.Gone("x"), 410, "gone", {}),
+    (errors.Trimmed("5_1", "5_7"), 410, "trimmed", {"Stream-Earliest-Offset": "5_7"}),
+    (
+        errors.TailMoved("7_8", '"7_8"'),
+        412,
+        "tail_moved",
+        {"Stream-Next-Offset": "7_8", "ETag": '"7_8"'},
+    ),
     (errors.BodyTooLarge(10, 11), 413, "body_too_large", {}),
     (errors.UnsupportedEncoding("gzip"), 415, "unsupported_encoding", {}),
     (errors.Unavailable("x", 7), 503, "unavailable", {"Retry-After": "7"}),

@@ -22,6 +22,8 @@ HEADERS = {
     "Producer-Expected-Seq",
     "Producer-Received-Seq",
 }
+# Ours, and documented as such.
+EXTENSIONS = {"Stream-Retention-Age", "Stream-Retention-Bytes", "Stream-Earliest-Offset"}
 
 
 def test_every_header_is_named() -> None:
@@ -30,7 +32,7 @@ def test_every_header_is_named() -> None:
         for value in vars(names).values()
         if isinstance(value, str) and value.startswith(("Stream-", "Producer-"))
     }
-    assert named == HEADERS
+    assert named == HEADERS | EXTENSIONS
 
 
 def test_known_query_parameters() -> None:

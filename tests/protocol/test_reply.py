@@ -55,6 +55,7 @@ def test_new_stream_is_created_with_its_location() -> None:
         {
             "Content-Type": "text/plain; charset=UTF-8",
             "Stream-Next-Offset": TAIL,
+            "ETag": f'"{TAIL}"',
             "Cache-Control": "no-store",
             "Location": "http://h/v1/stream/a",
         },
@@ -115,9 +116,10 @@ def test_append_is_answered(asked: Append, outcome: Accepted | Unchanged, status
     made = reply.appended(asked, outcome)
     assert made.status == status
     assert made.body == b""
-    expected = {"Stream-Next-Offset": TAIL, "Cache-Control": "no-store"}
+    expected = {"Stream-Next-Offset": TAIL, "ETag": f'"{TAIL}"', "Cache-Control": "no-store"}
     if outcome.state.closed:
         expected["Stream-Closed"] = "true"
+        expected["ETag"] = f'"{TAIL}:c"'
     if asked.producer is not None:
         expected |= {"Producer-Epoch": "2", "Producer-Seq": "4"}
     assert made.headers == expected
@@ -155,6 +157,7 @@ def test_head_tells_all_but_the_data(state: StreamState, extra: dict[str, str]) 
         {
             "Content-Type": "text/plain; charset=UTF-8",
             "Stream-Next-Offset": TAIL,
+            "ETag": f'"{TAIL}:c"' if state.closed else f'"{TAIL}"',
             "Cache-Control": "no-store",
             **extra,
         },

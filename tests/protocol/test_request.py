@@ -15,6 +15,7 @@ from shared.protocol.errors import (
     UnsupportedEncoding,
 )
 from shared.protocol.expiry import NEVER, Expiry
+from shared.protocol.precondition import IfMatch
 from shared.protocol.producer import ProducerKey
 from shared.protocol.request import (
     Live,
@@ -258,6 +259,15 @@ def test_append_is_parsed() -> None:
     assert asked.close
     assert asked.producer == ProducerKey("p-1", 0, 2**53 - 1)
     assert asked.stream_seq == "0009"
+
+
+def test_if_match_lines_are_one_list() -> None:
+    asked = parse_append(headers(("If-Match", '"a"'), ("if-match", '"b:c"')), b"x")
+    assert asked.if_match == IfMatch(frozenset(("a", "b")))
+    assert parse_append(headers(if_match="*"), b"x").if_match == IfMatch(None)
+    assert parse_append(headers(), b"x").if_match is None
+    with pytest.raises(BadRequest, match="If-Match"):
+        parse_append(headers(if_match="a"), b"x")
 
 
 def test_bare_append_is_parsed() -> None:

@@ -4,14 +4,46 @@ from dataclasses import replace
 
 import pytest
 
-from shared.protocol.errors import Conflict, Gone, InvalidOffset, ProtocolError
+from shared.protocol.errors import Conflict, Gone, InvalidOffset, ProtocolError, Trimmed
 from shared.protocol.expiry import NEVER, Expiry, parse_expiry
 from shared.protocol.offset import Offset, Start
+from shared.protocol.retention import KEEP_ALL, Retention
 from shared.protocol.stream import Ancestor, Create, ForkPoint, StreamState, ensure_same
 
 ROOT = StreamState("a", 5, "text/plain", NEVER, created_ms=0, tail=10)
 FORK = replace(ROOT, incarnation=9, lineage=(Ancestor(5, 10), Ancestor(7, 20)), tail=25)
 FRESH_FORK = replace(ROOT, incarnation=9, lineage=(Ancestor(5, 10),), tail=10)
+
+
+def test_read_of_a_trimmed_stream_starts_at_what_is_kept() -> None:
+    state = replace(FORK, low=15)
+    assert state.position_of(Start.BEGINNING) == 15
+    assert state.position_of(Offset(7, 15)) == 15
+    assert state.position_of(Offset(9, 22)) == 22
+    for gone in (Offset(7, 14), Offset(5, 0)):
+        with pytest.raises(Trimmed) as refused:
+            state.position_of(gone)
+        assert refused.value.headers() == {"Stream-Earliest-Offset": Offset(7, 15).token()}
+    with pytest.raises(InvalidOffset):
+        state.position_of(Offset(7, 5))
+
+
+def test_kept_bytes_are_a_streams_own() -> None:
+    assert (ROOT.kept, FORK.kept) == (10, 5)
+    assert (replace(FORK, low=15).kept, replace(FORK, low=22).kept) == (5, 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "same"), [(KEEP_ALL, True), (Retention(5), True), (Retention(6), False)]
+)
+def test_retention_that_is_left_out_is_as_it_is(given: Retention, same: bool) -> None:
+    asked = Create("text/plain", NEVER, closed=False, body=b"", retention=given)
+    state = replace(ROOT, retention=Retention(5))
+    if same:
+        ensure_same(state, asked)
+    else:
+        with pytest.raises(Conflict, match="retention"):
+            ensure_same(state, asked)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,45 @@
+"""Flipped bits: damage to what lies still is reported, or does no harm; it is never served."""
+
+from __future__ import annotations
+
+import random
+import struct
+from typing import Final
+
+from tests.faults.simulator.disk import Files
+
+_HEADER_BYTES: Final = 32  # of a WAL
+_FRAME: Final = struct.Struct(">II8s8s")  # page, pages after commit or 0, salts, checksums
+
+
+def flip(files: Files, random_: random.Random) -> tuple[Files, str] | None:
+    """Return files of which one has a flipped bit, and where; None: nothing could tell it.
+
+    The last commit of the log is left alone: damage there is what a crash in the middle of a commit
+    looks like. And so is the index, whose rows have no checksum of their own yet.
+    """
+    names = [name for name in files.live if name.startswith("journal.db")]
+    sizes = [len(files.live[name].content()) for name in names]
+    damaged = files.copy()
+    name = random_.choices(names, sizes)[0] if any(sizes) else None
+    if name is None:
+        return None
+    inode = damaged.live[name]
+    content = inode.content()
+    at = random_.randrange(len(content))
+    if name.endswith("-wal") and at >= _last_commit(bytes(content)):
+        return None
+    content[at] ^= 1 << random_.randrange(8)
+    inode.durable, inode.pending = content, []
+    return damaged, f"{name}: byte {at} of {len(content)}"
+
+
+def _last_commit(log: bytes) -> int:
+    """Return where the last commit of a log begins, as far as it can be told."""
+    page_bytes = int.from_bytes(log[8:12], "big")
+    first, found = _HEADER_BYTES, _HEADER_BYTES
+    for at in range(_HEADER_BYTES, len(log) - _FRAME.size, _FRAME.size + page_bytes):
+        _, pages, salts, _ = _FRAME.unpack_from(log, at)
+        if salts == log[16:24] and pages:
+            found, first = first, at + _FRAME.size + page_bytes
+    return found
