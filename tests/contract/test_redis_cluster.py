@@ -100,13 +100,16 @@ async def test_slot_that_moves_is_followed_with_doubt(cluster: ValkeyCluster) ->
         to = another(cluster, owner)
         edge.doubts.clear()
         await asyncio.to_thread(cluster.move_slot, slot_of(path), to)
-        # The edge is told by the node, and asks the new one.
-        await until(lambda: edge.doubts == [True])
+        # The edge is told by the node, and asks the new one. On a machine that stands still for a
+        # second, the bus may be doubted for that too: so it is never counted how often it was.
+        await until(lambda: edge.doubts and edge.bus.up)
+        assert edge.doubts[-1] is True
         assert channel_of(path).encode() in await sharded_channels(to)
         # The publisher learns by a wake that is lost, and says so.
         moved = counted("wakes_dropped", reason="moved")
+        edge.doubts.clear()
         publisher.publish(path, wake(1))
-        await until(lambda: edge.doubts == [True, True])
+        await until(lambda: edge.doubts and edge.bus.up)
         assert counted("wakes_dropped", reason="moved") == moved + 1
         edge.wakes.clear()
         publisher.publish(path, wake(2))
@@ -157,7 +160,7 @@ async def test_node_that_dies_and_returns_costs_doubt_and_no_wake(
         edge.doubts.clear()
         await asyncio.to_thread(node.kill)
         await until(lambda: not edge.bus.up)
-        assert edge.doubts == [False]
+        assert edge.doubts[-1] is False
         late = stream()
         assert await edge.bus.subscribe(late) is False
         await asyncio.to_thread(node.start)
