@@ -25,7 +25,7 @@ HOT_STREAMS: Final = 50_000
 # Streams that are passed over in search of cold ones, for each that came; each takes 0.2 µs.
 _LOOKS: Final = 4
 # Deadlines that one look into the index returns: no more than are dealt with in one turn.
-_SWEEP: Final = 16
+_SWEEP: Final = 8
 _FROM_START: Final[Deadline] = (-(2**62), 0)
 
 

@@ -24,9 +24,9 @@ _COMPACT_EVERY_S: Final = 1.0
 # TTLs hold to a second; every access looks for itself besides.
 _REAP_EVERY_S: Final = 0.25
 # Expired streams that one turn deletes: more would hold up the appends that share their frame.
-_REAP_AT_ONCE: Final = 16
+_REAP_AT_ONCE: Final = 8
 # Of the loop's time while a crowd of them is over; the rest is for requests.
-_REAP_SHARE: Final = 0.1
+_REAP_SHARE: Final = 0.05
 
 
 async def or_stop(

@@ -129,7 +129,7 @@ async def test_cold_stream_ends_when_its_time_is_over(journal: Journal) -> None:
         await cool(origin)
         assert len(hot(origin)) == 1
         clock.turn(11)
-        for _ in range(10):
+        for _ in range(20):
             for stream in list(origin.catalog.due()):
                 assert origin.streams.expire(stream)
             await origin.streams.settled()
