@@ -72,7 +72,10 @@ def _goes_on(file: BinaryIO, header: bytes, order: str, behind: range, last_row:
             found = [_sum(head[:_SUMMED] + page, order, seed) for seed in seeds]
         # Such a frame was written right after the one before it, damaged as that may be.
         follows = ours and (stored[0], stored[1]) in found
-        if follows and (ended or _last_row(page) > last_row + 1):
+        row = _last_row(page) if ours else 0
+        if follows and (ended or row > last_row + 1):
+            return True
+        if row == last_row + 2:  # torn as it may be: nobody has written that before
             return True
         ended = ours and bool(pages)
         seeds = [(stored[0], stored[1])]

@@ -226,6 +226,18 @@ def test_rests_of_commits_that_several_crashes_tore_are_no_damage(tmp_path: Path
     assert start(tmp_path / "torn") == [1, 2, 3, 4, 5]
 
 
+def test_damage_before_a_torn_commit_is_seen_by_the_row_that_was_torn(
+    killed: Killed, tmp_path: Path
+) -> None:
+    last, torn = killed.commits[-2], killed.commits[-1]
+
+    def change(log: bytearray) -> None:
+        log[HEADER + last.start * STRIDE + HEAD + 4000] ^= 1
+        log[HEADER + torn.start * STRIDE + HEAD + 3000] ^= 1
+
+    assert isinstance(start(damaged(killed, tmp_path / "copy", change)), str)
+
+
 def test_damage_in_what_was_checkpointed_is_refused_too(
     checkpointed: Killed, tmp_path: Path
 ) -> None:
