@@ -9,14 +9,15 @@ from typing import Final
 from tests.faults.simulator.disk import Files
 
 _HEADER_BYTES: Final = 32  # of a WAL
-_FRAME: Final = struct.Struct(">II8s8s")  # page, pages after commit or 0, salts, checksums
+_FRAME: Final = struct.Struct(">II8sII")  # page, pages after commit or 0, salts, checksums
+_LITTLE: Final = b"\x37\x7f\x06\x82"  # checksums are of little-endian words
 
 
 def flip(files: Files, random_: random.Random) -> tuple[Files, str] | None:
     """Return files of which one has a flipped bit, and where; None: nothing could tell it.
 
-    The last commit of the log is left alone: damage there is what a crash in the middle of a commit
-    looks like. And so is the index, whose rows have no checksum of their own yet.
+    The last whole commit of the log is left alone: damage there is what a crash in the middle of a
+    commit looks like. And so is the index, whose rows have no checksum of their own yet.
     """
     names = [name for name in files.live if name.startswith("journal.db")]
     sizes = [len(files.live[name].content()) for name in names]
@@ -35,11 +36,27 @@ def flip(files: Files, random_: random.Random) -> tuple[Files, str] | None:
 
 
 def _last_commit(log: bytes) -> int:
-    """Return where the last commit of a log begins, as far as it can be told."""
+    """Return where the last whole commit of a log begins, or its first frame."""
     page_bytes = int.from_bytes(log[8:12], "big")
-    first, found = _HEADER_BYTES, _HEADER_BYTES
+    order = "<" if log[:4] == _LITTLE else ">"
+    sums = struct.unpack_from(">II", log, 24)
+    first = found = _HEADER_BYTES
     for at in range(_HEADER_BYTES, len(log) - _FRAME.size, _FRAME.size + page_bytes):
-        _, pages, salts, _ = _FRAME.unpack_from(log, at)
-        if salts == log[16:24] and pages:
+        _, pages, salts, *stored = _FRAME.unpack_from(log, at)
+        page = log[at + _FRAME.size : at + _FRAME.size + page_bytes]
+        if len(page) < page_bytes:
+            break
+        sums = _sum(log[at : at + 8] + page, order, *sums)
+        if salts != log[16:24] or (*stored,) != sums:
+            break
+        if pages:
             found, first = first, at + _FRAME.size + page_bytes
     return found
+
+
+def _sum(data: bytes, order: str, one: int, two: int) -> tuple[int, int]:
+    words = struct.unpack(f"{order}{len(data) // 4}I", data)
+    for first, second in zip(words[::2], words[1::2], strict=True):
+        one = (one + first + two) & 0xFFFFFFFF
+        two = (two + second + one) & 0xFFFFFFFF
+    return one, two
