@@ -13,7 +13,7 @@ import random
 import select
 import socket
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -474,19 +474,21 @@ class Lane:
 
     def _sent(self, fd: int) -> None:
         """A whole reply is with the kernel."""
-        self.answered(fd, keep_alive=self._seats.state[fd] == seats.SENDING)
+        self.answered((fd,), keep_alive=self._seats.state[fd] == seats.SENDING)
 
     # --- the desk of those who are parked --------------------------------------------------------
 
-    def answered(self, fd: int, *, keep_alive: bool) -> None:
-        """Wait for the next request, or close."""
+    def answered(self, fds: Sequence[int], *, keep_alive: bool) -> None:
+        """Wait for their next requests, or close."""
         if not keep_alive:
-            self._say_goodbye(fd)
+            for fd in fds:
+                self._say_goodbye(fd)
             return
-        self._seats.state[fd] = seats.HEAD
-        self._seats.wait_until(fd, self._clock.monotonic_s() + self._bounds.keepalive_timeout_s)
-        received = self._received.pop(fd, None) if self._received else None
-        if received is not None:
+        self._seats.rest(fds, self._clock.monotonic_s() + self._bounds.keepalive_timeout_s)
+        for fd in fds if self._received else ():
+            received = self._received.pop(fd, None)
+            if received is None:
+                continue
             if len(received) > HEAD_BYTES_MAX:
                 self._listen_to(fd)
             try:

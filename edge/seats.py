@@ -1,7 +1,7 @@
 """Seats: what is known of each connection, in a few bytes by its descriptor."""
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 FREE: Final = 0  # not a connection of the lane
@@ -66,6 +66,14 @@ class Seats:
         if due_s < self._soonest_s:
             self._soonest_s = due_s
 
+    def rest(self, fds: Sequence[int], due_s: float) -> None:
+        """Let many wait until then for their next request."""
+        state, due = self.state, self.due_s
+        for fd in fds:
+            state[fd] = HEAD
+            due[fd] = due_s
+        self._soonest_s = min(self._soonest_s, due_s)
+
     def due(self, now_s: float) -> list[int]:
         """Return the descriptors whose wait is over.
 
@@ -102,6 +110,13 @@ class Seats:
             self.party[fd] = None
             party.count -= 1
         return party
+
+    def part(self, party: Party, fds: Sequence[int]) -> None:
+        """Let members of a party wait no more."""
+        of = self.party
+        for fd in fds:
+            of[fd] = None
+        party.count -= len(fds)
 
     def places(self, party: Party) -> Iterator[tuple[int, int]]:
         """Yield (place, descriptor) of who waits, in order; any may leave meanwhile."""
