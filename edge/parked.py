@@ -77,6 +77,11 @@ class Group(Party):
         """Whether their replies go on after this one."""
         return self.plain.asked.live is Live.SSE
 
+    @property
+    def over(self) -> bool:
+        """Whether it takes no more readers: it has news, or is no more."""
+        return self.crowd.groups.get(self.key) is not self or self.crowd.tail.failed is not None
+
 
 class _Crowd:
     """All groups of one stream, and the tail that they wait for."""
@@ -148,6 +153,7 @@ class Parked:
         self._stirred: dict[_Crowd, None] = {}  # a set that keeps order
         self._looking: list[Group] = []  # of those that were stirred first
         self._passes: deque[_Pass] = deque()
+        self._last: Group | None = None  # that somebody joined
         self._turn: asyncio.Handle | None = None
         self.polls = 0
         self.streams = 0
@@ -160,6 +166,21 @@ class Parked:
 
     def park(self, fd: int, plain: Plain, chunk: Chunk) -> None:
         """Let a reader wait for what follows a chunk; the state of its seat is the caller's."""
+        group = self._last
+        # A crowd comes back with the same words to the same place, and these are the same objects.
+        if group is None or group.plain is not plain or group.chunk is not chunk or group.over:
+            group = self._last = self._group(plain, chunk)
+        self._seats.join(fd, group)
+        if group.streams:
+            self.streams += 1
+        else:
+            self.polls += 1
+        if group.count == 1:
+            # The tail may have moved since the chunk was read.
+            self.stir(group.crowd)
+
+    def _group(self, plain: Plain, chunk: Chunk) -> Group:
+        """Return the group of whoever asks so at that place, found or new."""
         crowd = self._crowds.get(plain.path)
         if crowd is None or crowd.tail.failed is not None:
             crowd = _Crowd(self, plain.path, self._tails.hold(plain.path))
@@ -169,14 +190,7 @@ class Parked:
         group = crowd.groups.get(key)
         if group is None:
             group = crowd.groups[key] = Group(crowd, key, plain, chunk, self._clock.monotonic_s())
-        self._seats.join(fd, group)
-        if group.streams:
-            self.streams += 1
-        else:
-            self.polls += 1
-        if group.count == 1:
-            # The tail may have moved since the chunk was read.
-            self.stir(crowd)
+        return group
 
     def leave(self, fd: int) -> None:
         """Forget a reader who has left."""
@@ -448,6 +462,8 @@ class Parked:
     def _take_out(self, group: Group) -> None:
         if group.crowd.groups.get(group.key) is group:
             del group.crowd.groups[group.key]
+        if self._last is group:
+            self._last = None
 
     def _part(self, crowd: _Crowd) -> None:
         """Let go of a stream that nobody waits on."""

@@ -135,10 +135,11 @@ def parse_head(head: bytes, prefix: str) -> Plain | PlainAppend | Refusal | None
         head: up to and including the empty line.
         prefix: where streams live.
     """
-    if len(head) > HEAD_BYTES_MAX or not head.startswith((b"GET /", b"POST /")):
+    if len(head) > HEAD_BYTES_MAX:
         return None
-    # Control characters and odd spaces are where two parsers may differ.
-    if head.count(b"\n") != head.count(b"\r\n"):
+    if head.startswith(b"GET /"):
+        return _parse_often(head, prefix)
+    if not head.startswith(b"POST /"):
         return None
     if any(mark in head for mark in _COUNTED):
         return _parse(head, prefix)
@@ -146,6 +147,9 @@ def parse_head(head: bytes, prefix: str) -> Plain | PlainAppend | Refusal | None
 
 
 def _parse(head: bytes, prefix: str) -> Plain | PlainAppend | Refusal | None:
+    # Control characters and odd spaces are where two parsers may differ.
+    if head.count(b"\n") != head.count(b"\r\n"):
+        return None
     found = _Head()
     parser = httptools.HttpRequestParser(found)
     try:
