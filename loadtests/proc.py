@@ -15,8 +15,8 @@ PROC: Final = Path("/proc")
 # A process's CPU clock in nanoseconds, as clock_getcpuclockid(3) builds its id. The ticks of
 # /proc/PID/stat are 10 ms, longer than a whole delivery to a thousand readers takes.
 _CPU_CLOCK: Final = 2
-# Of one core; a server that idles stays below it, one that works does not. Each of its processes has
-# timers besides, which come in bursts.
+# Of one core; a server that idles stays below it, one that works does not. Each of its processes
+# has timers besides, which come in bursts.
 QUIET_SHARE: Final = 0.1
 _TIMERS_SHARE: Final = 0.005
 

@@ -141,6 +141,15 @@ def test_a_cold_crowd_reads_the_whole_stream_and_the_origin_hardly_notices(tmp_p
     assert figures["origin_reads_per_chunk"] < 6  # of 60 readers
 
 
+def test_every_wake_reaches_every_edge(tmp_path: Path) -> None:
+    report = loadtests(
+        "wakes", "--folder", tmp_path, "--edges", 3, "--rate", 500, "--seconds", 1
+    )  # fmt: skip
+    figures = report["servers"]["redis"]
+    assert figures["lost"] == 0
+    assert 100 < figures["redis_bytes"] < 100 + 250  # the payload, and what names and frames it
+
+
 def test_readers_that_poll_again_at_once_see_every_append_once(tmp_path: Path) -> None:
     report = loadtests(
         "fanout", "--against", "headwater", "--folder", tmp_path, "--poll-at-once",
