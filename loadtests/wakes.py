@@ -131,9 +131,13 @@ async def _hear(pipe: Pipe, order: _Order) -> None:
         if count == order.wakes:
             all_heard.set()
 
+    changed = asyncio.Event()
     subscriber = RedisSubscriber(order.url)
-    await subscriber.start(on_wake, lambda: None)
+    await subscriber.start(on_wake, changed.set)
     await asyncio.gather(*map(subscriber.subscribe, order.paths))
+    while not subscriber.up:  # the origin is heard, too
+        await changed.wait()
+        changed.clear()
     count, cpu_s = 0, time.process_time()
     pipe.send(_Ready())
     try:
