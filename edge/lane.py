@@ -6,22 +6,22 @@ timer, parser or transport, so a waiting reader costs some 30 bytes beside the k
 """
 
 import asyncio
-import errno
 import logging
 import os
 import random
 import select
 import socket
-from collections import deque
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 from edge import seats
+from edge.doors import Doors
+from edge.gatherings import Gatherings
 from edge.outbox import Outbox
 from edge.parked import Group, Parked
-from edge.seats import NEVER, Party, Seats
+from edge.seats import NEVER, Seats
 from edge.source import EdgeSource
 from edge.tails import Tails
 from shared import metrics, wire
@@ -45,34 +45,13 @@ _READ_BYTES: Final = HEAD_BYTES_MAX + 1  # one more than any plain head: what fi
 # so that those who were served do not keep the others waiting.
 _EVENTS: Final = 256
 _EVENTS_WHEN_BUSY: Final = 32
-_ACCEPTS: Final = 64  # connections taken in one turn, for the same reason
 # How late a deadline may be kept. 56 edges that idle on one machine wake up for it.
 _SWEEP_S: Final = 0.25
 _SWEEP_WRITES: Final = 256  # in one turn
 # A small body leaves in one piece with its head: one copy is cheaper than a second buffer.
 _COPY_BYTES: Final = 16 * 1024
-# Over the limit, so many more are let in to be told so: to close without having read what they sent
-# would reset them, and they would never see the 503.
-_TURNED_AWAY_MAX: Final = 128
-_TURNED_AWAY_S: Final = 1.0
 _LINGER_S: Final = 1.0  # how long a peer may take to close after us (RFC 9112 §9.6)
-# Reads for readers at once: enough that an upstream has always more to do. A task for each stream
-# whose reader comes, where 20,000 come together, would leave 5 KB of holes for each.
-_READS_AT_ONCE: Final = 128
-_PATIENCE_S: Final = 30.0  # what has waited longer for its turn is refused: who asked has left
 _RETRY_S: Final = (1, 10)  # those who are turned away come back over this long
-
-
-class _Gathering(Party):
-    """Readers who asked for the same chunk before the read of it began."""
-
-    __slots__ = ("asked", "key", "since_s")
-
-    def __init__(self, key: tuple[str, str, bool], since_s: float) -> None:
-        super().__init__()
-        self.key = key
-        self.since_s = since_s
-        self.asked: list[Plain] = []  # of the member at the same place
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,18 +89,14 @@ class Lane:
         self._bounds = bounds
         self._clock = clock
         self._epoll = select.epoll()
-        self._listening: dict[int, socket.socket] = {}
-        self._paused: set[int] = set()  # listening sockets that are let rest until the next sweep
         self._seats = Seats()
         self._outbox = Outbox()
         self._parked = Parked(self._seats, self._outbox, self, tails, source, policy, clock)
+        self._doors = Doors(self._epoll, self._seats, clock, self._is_full, bounds.header_timeout_s)
+        self._gatherings = Gatherings(source, self._seats, self, clock, self._spawn)
         self._received: dict[int, bytes] = {}  # what has come of a next request
         self._catching_up: dict[int, tuple[Plain, str]] = {}  # and from which offset on
-        self._gatherings: dict[tuple[str, str, bool], _Gathering] = {}  # not begun yet
-        self._backlog: deque[_Gathering] = deque()  # of them, in order, all that may begin
-        self._reading: set[tuple[str, str, bool]] = set()  # keys of those that have begun
         self._tasks: set[asyncio.Task[None]] = set()
-        self._turned_away: set[int] = set()
         self._leave_by_s = NEVER  # once draining: nobody waits any longer
         self._idle = asyncio.Event()
 
@@ -131,6 +106,9 @@ class Lane:
     def connections(self) -> int:
         """How many are open, those of aiohttp included."""
         return self._seats.taken + self._listener.connections
+
+    def _is_full(self) -> bool:
+        return self.connections >= self._bounds.connections
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -143,23 +121,19 @@ class Lane:
         finally:
             loop.remove_reader(self._epoll.fileno())
             self._parked.close()
-            self._backlog.clear()
-            self._gatherings.clear()
+            self._gatherings.close()
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
             for fd, state in enumerate(self._seats.state):
                 if state != seats.FREE:
                     self.close(fd)
-            for listening in self._listening.values():
-                listening.close()
+            self._doors.close()
             self._epoll.close()
 
     def listen(self, sock: socket.socket) -> None:
         """Take connections from a socket that is bound and listens; it is closed at the end."""
-        sock.setblocking(False)
-        self._listening[sock.fileno()] = sock
-        self._epoll.register(sock.fileno(), select.EPOLLIN)
+        self._doors.listen(sock)
 
     def release(self, window_s: float) -> None:
         """Let everyone who waits go within a window, spread out, so that they do not all return at
@@ -189,8 +163,8 @@ class Lane:
     def _turn(self) -> None:
         events = _EVENTS_WHEN_BUSY if self._parked.busy else _EVENTS
         for fd, event in self._epoll.poll(0, events):
-            if fd in self._listening:
-                self._accept(self._listening[fd])
+            if fd in self._doors:
+                self._doors.accept(fd)
                 continue
             try:
                 if event & select.EPOLLOUT:
@@ -205,38 +179,6 @@ class Lane:
         _log.error("unexpected error", exc_info=error)
         if self._seats.state[fd] != seats.FREE:
             self.close(fd)
-
-    def _accept(self, listening: socket.socket) -> None:
-        due_s = self._clock.monotonic_s() + self._bounds.header_timeout_s
-        for _ in range(_ACCEPTS):
-            full = self.connections >= self._bounds.connections
-            if full and len(self._turned_away) >= _TURNED_AWAY_MAX:
-                self._pause(listening)
-                return
-            try:
-                sock, _ = listening.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno == errno.ECONNABORTED:
-                    continue
-                # No descriptor or memory is left: whoever waits goes on waiting, and so do we.
-                _log.warning("cannot accept: error=%s", error.strerror)
-                self._pause(listening)
-                return
-            fd = sock.detach()
-            os.set_blocking(fd, False)
-            if full:
-                self._turned_away.add(fd)
-                self._seats.take(fd, seats.TURNED_AWAY, self._clock.monotonic_s() + _TURNED_AWAY_S)
-            else:
-                self._seats.take(fd, seats.HEAD, due_s)
-            self._epoll.register(fd, select.EPOLLIN)
-
-    def _pause(self, listening: socket.socket) -> None:
-        """Accept no more before the next sweep: to try again at once would only spin."""
-        self._paused.add(listening.fileno())
-        self._epoll.modify(listening.fileno(), 0)
 
     def _readable(self, fd: int) -> None:
         try:
@@ -340,65 +282,26 @@ class Lane:
 
     def _ask(self, fd: int, plain: Plain, offset: str) -> None:
         """Find a chunk for a reader, now or by a read that others share."""
-        live = plain.asked.live is not None
-        found = self._source.found(plain.path, offset, live=live)
+        found = self._source.found(plain.path, offset, live=plain.asked.live is not None)
         if found is not None:
             self._give(fd, plain, found)
             return
-        key = (plain.path, offset, live)
-        gathering = self._gatherings.get(key)
-        if gathering is None:
-            gathering = self._gatherings[key] = _Gathering(key, self._clock.monotonic_s())
-            if key not in self._reading:  # else it begins when that ends
-                self._backlog.append(gathering)
-                self._read_next()
-        if gathering.asked or key in self._reading:
-            metrics.COALESCED.inc()
         self._seats.state[fd] = seats.ASKED
         if fd not in self._catching_up:
             self._seats.wait_until(fd, NEVER)  # every read of the upstream ends in time
-        self._seats.join(fd, gathering)
-        gathering.asked.append(plain)
+        self._gatherings.join(fd, plain, offset)
 
-    def _read_next(self) -> None:
-        while self._backlog and len(self._reading) < _READS_AT_ONCE:
-            gathering = self._backlog.popleft()
-            self._reading.add(gathering.key)
-            self._spawn(self._gather(gathering))
-
-    async def _gather(self, gathering: _Gathering) -> None:
-        # Whoever comes from now on may know of more than this read finds.
-        del self._gatherings[gathering.key]
-        path, offset, live = gathering.key
-        chunk: Chunk | None = None
+    def found(self, fd: int, plain: Plain, found: Chunk | Reply) -> None:
+        """Answer a reader for whom the upstream was asked."""
         try:
-            if self._clock.monotonic_s() - gathering.since_s > _PATIENCE_S:
-                raise Unavailable("too many reads of the upstream are under way")
-            if gathering.count:
-                read = self._source.join if live else self._source.read
-                chunk = await read(path, offset)
+            if isinstance(found, Chunk):
+                self._give(fd, plain, found)
+            elif fd in self._catching_up:
+                self._end_stream(fd)
+            else:
+                self._reply(fd, found, keep_alive=plain.keep_alive)
         except Exception as error:
-            refusal = failure(error)
-        finally:
-            self._reading.discard(gathering.key)
-            following = self._gatherings.get(gathering.key)
-            if following is not None:
-                self._backlog.append(following)
-            self._read_next()
-        for given, (place, fd) in enumerate(self._seats.places(gathering), 1):
-            plain = gathering.asked[place]
-            self._seats.leave(fd)
-            try:
-                if chunk is not None:
-                    self._give(fd, plain, chunk)
-                elif fd in self._catching_up:
-                    self._end_stream(fd)
-                else:
-                    self._reply(fd, refusal, keep_alive=plain.keep_alive)
-            except Exception as error:
-                self._break_off(fd, error)
-            if given % _SWEEP_WRITES == 0:
-                await asyncio.sleep(0)
+            self._break_off(fd, error)
 
     # --- replies ---------------------------------------------------------------------------------
 
@@ -537,7 +440,7 @@ class Lane:
             self._parked.leave(fd)
         else:
             self._seats.leave(fd)
-        self._turned_away.discard(fd)
+        self._doors.left(fd)
         self._seats.free(fd)
         self._outbox.drop(fd)
         self._received.pop(fd, None)
@@ -552,9 +455,7 @@ class Lane:
         told = [0, 0]
         while True:
             await asyncio.sleep(_SWEEP_S)
-            for listening in self._paused:
-                self._epoll.modify(listening, select.EPOLLIN)
-            self._paused.clear()
+            self._doors.reopen()
             now_s = self._clock.monotonic_s()
             for fd in self._outbox.stalled(now_s):
                 self.close(fd, "stalled")
