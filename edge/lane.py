@@ -1,4 +1,5 @@
-"""The read lane: answers plain reads itself, and hands everything else to aiohttp.
+"""The lane: answers plain reads itself, passes small appends on, and hands everything else to
+aiohttp.
 
 A connection is a descriptor in one epoll and a seat in a few arrays: it holds no task, future,
 timer, parser or transport, so a waiting reader costs some 30 bytes beside the kernel's socket. An
@@ -19,11 +20,13 @@ from typing import Any, Final
 from edge import seats
 from edge.doors import Doors
 from edge.gatherings import Gatherings
+from edge.lines import Lines
 from edge.outbox import Outbox
 from edge.parked import Group, Parked
 from edge.seats import NEVER, Seats
 from edge.source import EdgeSource
 from edge.tails import Tails
+from edge.writes import BODY_BYTES_MAX, Writes
 from shared import metrics, wire
 from shared.clock import Clock
 from shared.plain import HEAD_BYTES_MAX, Plain, is_partial, parse_plain
@@ -51,6 +54,9 @@ _SWEEP_WRITES: Final = 256  # in one turn
 # A small body leaves in one piece with its head: one copy is cheaper than a second buffer.
 _COPY_BYTES: Final = 16 * 1024
 _LINGER_S: Final = 1.0  # how long a peer may take to close after us (RFC 9112 §9.6)
+# Appends whose body is not whole, of 72 KiB at most: 36 MiB. More go to aiohttp, which refuses
+# those that it cannot hold.
+_UPLOADS_MAX: Final = 512
 _RETRY_S: Final = (1, 10)  # those who are turned away come back over this long
 
 
@@ -61,6 +67,7 @@ class Bounds:
     connections: int  # those that were handed to aiohttp included
     header_timeout_s: float  # from accept, or the first byte of a head, to its end
     keepalive_timeout_s: float  # between two requests
+    body_bytes_max: int  # of an append
 
 
 class Lane:
@@ -70,6 +77,7 @@ class Lane:
         self,
         source: EdgeSource,
         tails: Tails,
+        lines: Lines,
         listener: Listener,
         prefix: str,
         policy: CachePolicy,
@@ -94,6 +102,9 @@ class Lane:
         self._parked = Parked(self._seats, self._outbox, self, tails, source, policy, clock)
         self._doors = Doors(self._epoll, self._seats, clock, self._is_full, bounds.header_timeout_s)
         self._gatherings = Gatherings(source, self._seats, self, clock, self._spawn)
+        self._lines = lines
+        self._writes = Writes(lines, self, prefix, clock, bounds.body_bytes_max)
+        self._uploading: set[int] = set()  # those of whose append some of the body is missing
         self._received: dict[int, bytes] = {}  # what has come of a next request
         self._catching_up: dict[int, tuple[Plain, str]] = {}  # and from which offset on
         self._tasks: set[asyncio.Task[None]] = set()
@@ -122,6 +133,7 @@ class Lane:
             loop.remove_reader(self._epoll.fileno())
             self._parked.close()
             self._gatherings.close()
+            self._lines.close()
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -140,7 +152,7 @@ class Lane:
         once."""
         now_s = self._clock.monotonic_s()
         self._leave_by_s = now_s + window_s
-        self._parked.draining = True
+        self._parked.draining = self._writes.draining = True
         for fd, state in enumerate(self._seats.state):
             if state in (seats.PARKED, seats.CATCHING_UP):
                 self._seats.wait_until(fd, self._due(now_s, self._seats.due_s[fd] - now_s))
@@ -182,7 +194,7 @@ class Lane:
 
     def _readable(self, fd: int) -> None:
         try:
-            data = os.read(fd, _READ_BYTES)
+            data = os.read(fd, BODY_BYTES_MAX if fd in self._uploading else _READ_BYTES)
         except BlockingIOError:
             return
         except OSError:
@@ -202,6 +214,8 @@ class Lane:
                 self._receive(fd, data)
             case seats.PARTIAL:
                 self._receive(fd, self._received.pop(fd) + data)
+            case seats.WRITING:
+                self._receive(fd, self._received.pop(fd, b"") + data)
             case seats.TURNED_AWAY:
                 error = Unavailable("this edge has all the connections that it may have")
                 error.retry_after_s = random.randint(*_RETRY_S)
@@ -227,34 +241,63 @@ class Lane:
             self._ask(fd, *self._catching_up[fd])
         elif state in (seats.SENDING, seats.LEAVING, seats.DEAF):
             self._sent(fd)
+        elif state == seats.WRITING and fd in self._received:
+            self._receive(fd, self._received.pop(fd))
         if self._seats.state[fd] != seats.FREE:
             self._listen_to(fd)
 
     def _listen_to(self, fd: int) -> None:
         """Ask for the events that a connection needs now."""
         state = self._seats.state[fd]
-        more = state != seats.DEAF and len(self._received.get(fd, b"")) <= HEAD_BYTES_MAX
         rest = fd in self._outbox or state == seats.CATCHING_UP
+        more = (
+            state != seats.DEAF
+            and (len(self._received.get(fd, b"")) <= HEAD_BYTES_MAX or state == seats.PARTIAL)
+            # Whoever does not take replies to appends may not ask for more of them.
+            and not (rest and state == seats.WRITING)
+        )
         self._epoll.modify(fd, select.EPOLLIN * more | select.EPOLLOUT * rest)
 
     # --- requests --------------------------------------------------------------------------------
 
     def _receive(self, fd: int, received: bytes) -> None:
-        """Take the bytes of a next request."""
-        plain = parse_plain(received, self._prefix)
+        """Take the bytes of next requests."""
+        self._uploading.discard(fd)
+        rest = received
+        if fd not in self._outbox:
+            rest = self._writes.take(fd, received)
+        if fd in self._writes:
+            self._await_writes(fd, rest)
+            return
+        plain = parse_plain(rest, self._prefix)
         if isinstance(plain, Plain):
             self._ask(fd, plain, plain.asked.offset)
         elif plain is not None:
             self._reply(fd, reply.refused(plain.error), keep_alive=plain.keep_alive)
-        elif not is_partial(received):
-            self._hand_over(fd, received)
+        elif is_partial(rest):
+            self._await_rest(fd, rest)
+        elif self._writes.is_begun(rest) and len(self._uploading) < _UPLOADS_MAX:
+            self._uploading.add(fd)
+            self._await_rest(fd, rest)
         else:
+            self._hand_over(fd, rest)
+
+    def _await_rest(self, fd: int, received: bytes) -> None:
+        """Keep what has come of a request until there is more."""
+        self._received[fd] = received
+        if self._seats.state[fd] == seats.HEAD:
+            self._seats.state[fd] = seats.PARTIAL
+            self._seats.wait_until(fd, self._clock.monotonic_s() + self._bounds.header_timeout_s)
+
+    def _await_writes(self, fd: int, received: bytes) -> None:
+        """Keep what follows appends until they are answered."""
+        if self._seats.state[fd] != seats.WRITING:
+            self._seats.state[fd] = seats.WRITING
+            self._seats.wait_until(fd, NEVER)  # lines look after those who do not answer
+        if received:
             self._received[fd] = received
-            if self._seats.state[fd] == seats.HEAD:
-                self._seats.state[fd] = seats.PARTIAL
-                self._seats.wait_until(
-                    fd, self._clock.monotonic_s() + self._bounds.header_timeout_s
-                )
+            if len(received) > HEAD_BYTES_MAX:
+                self._listen_to(fd)  # what is more waits in the kernel
 
     def take_back(self, sock: socket.socket, plain: Plain) -> None:
         """Answer a read that came by aiohttp, and whatever follows on its connection."""
@@ -267,6 +310,7 @@ class Lane:
         """Let aiohttp have a connection, with every byte that came."""
         self._epoll.unregister(fd)
         self._seats.free(fd)
+        self._uploading.discard(fd)
         taking = self._listener.take(socket.socket(fileno=fd), received)
         self._spawn(taking)
 
@@ -341,6 +385,18 @@ class Lane:
                 self._await_room(fd)
         except OSError:
             self.close(fd)
+
+    def passed_back(self, fd: int, replies: bytes, *, last: bool, keep_alive: bool) -> None:
+        """Send what the upstream replied to appends."""
+        try:
+            if last:
+                self._finish(fd, (replies,), keep_alive=keep_alive)
+            elif not self._outbox.send(fd, (replies,), self._clock.monotonic_s()):
+                self._await_room(fd)
+        except OSError:
+            self.close(fd)
+        except Exception as error:
+            self._break_off(fd, error)
 
     def _stream(self, fd: int, plain: Plain, chunk: Chunk) -> None:
         """Send one step of an event stream; it goes on when its reader has it."""
@@ -441,6 +497,8 @@ class Lane:
         else:
             self._seats.leave(fd)
         self._doors.left(fd)
+        self._writes.leave(fd)
+        self._uploading.discard(fd)
         self._seats.free(fd)
         self._outbox.drop(fd)
         self._received.pop(fd, None)
@@ -456,6 +514,7 @@ class Lane:
         while True:
             await asyncio.sleep(_SWEEP_S)
             self._doors.reopen()
+            self._lines.expire()
             now_s = self._clock.monotonic_s()
             for fd in self._outbox.stalled(now_s):
                 self.close(fd, "stalled")
@@ -474,13 +533,16 @@ class Lane:
             metrics.CONNECTIONS.set(self.connections)
             leaving = self._seats.state.count(seats.LINGERING)
             under_way = any(waiting) or leaving or len(self._outbox) or self._catching_up
-            if not (under_way or self._gatherings or self._tasks):
+            if not (under_way or self._gatherings or self._writes or self._tasks):
                 self._idle.set()
 
     def _expire(self, fd: int) -> None:
         match self._seats.state[fd]:
             case seats.HEAD | seats.TURNED_AWAY | seats.LINGERING:
                 self.close(fd)
+            case seats.PARTIAL if fd in self._uploading:
+                # aiohttp has more patience, as long as the body goes on.
+                self._hand_over(fd, self._received.pop(fd))
             case seats.PARTIAL:
                 waited = f"no whole request within {self._bounds.header_timeout_s:g} s"
                 self._reply(fd, reply.refused(RequestTimeout(waited)), keep_alive=False)

@@ -213,7 +213,7 @@ def test_connection_goes_to_aiohttp_for_a_write_and_waits_in_the_lane_again() ->
             line, listener = await here.connect(), here.edge.handlers.listener
             for turn in range(3):
                 body = b"<%d>" % turn
-                await line.ask("s", method="POST", body=body)
+                await line.ask("s", "Keep-Alive: 5", method="POST", body=body)  # not plain
                 written = await line.reply()
                 assert (written.status, here.lane._seats.taken) == (204, 0)
                 assert listener.connections == 1
@@ -316,7 +316,7 @@ def test_connection_that_is_idle_at_aiohttp_is_closed_after_the_same_time() -> N
         async with served(keepalive_timeout_s=0.2, header_timeout_s=300) as here:
             await here.create("s")
             line = await here.connect()
-            await line.ask("s", method="POST", body=b"x")
+            await line.ask("s", "Keep-Alive: 5", method="POST", body=b"x")  # not plain
             assert (await line.reply()).status == 204
             await line.ended()
             line.close()
@@ -328,7 +328,7 @@ def test_body_that_does_not_go_on_gets_408(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(web, "_SILENCE_S", 0.2)
 
     async def story() -> None:
-        async with served() as here:
+        async with served(header_timeout_s=0.2) as here:
             await here.create("s", b"before")
             for framing in ("Content-Length: 100", "Transfer-Encoding: chunked"):
                 line = await here.connect()
