@@ -103,7 +103,8 @@ class _Head:
         self.target += target
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
+        # The parser takes only the space before a value away (RFC 9112 §5.1).
+        self.headers.append((name.lower(), value.rstrip(b" \t")))
 
     def on_message_complete(self) -> None:
         self.complete += 1
@@ -189,7 +190,7 @@ def _pass(head: bytes, prefix: str) -> Passable | None:
         if name == b"x-forwarded-proto":
             scheme = value.lower() if value.lower() in (b"http", b"https") else b"http"
         elif name != b"connection":
-            lines.append(name + b": " + value.strip(b" \t") + b"\r\n")
+            lines.append(name + b": " + value + b"\r\n")
     lines.append(b"x-forwarded-proto: " + scheme + b"\r\n\r\n")
     passed = b"".join(lines)
     # What the next server would not find plain is nothing for a connection that many share.

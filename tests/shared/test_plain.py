@@ -180,6 +180,11 @@ PRODUCER = ("Producer-Id: p", "Producer-Epoch: 1", "Producer-Seq: 7")
             id="producer",
         ),
         pytest.param(
+            append_head(5, "Content-Type: \t a/b \t", "Stream-Closed: true ", "Stream-Seq:  1 2\t"),
+            PlainAppend("a", Append("a/b", b"", close=True, stream_seq="1 2"), 5, True),
+            id="space-around-values",
+        ),
+        pytest.param(
             append_head(5, "Content-Type: a/b", target="/v1/stream/a?mine=x"),
             PlainAppend("a", Append("a/b", b""), 5, True),
             id="query-that-says-nothing",
