@@ -131,6 +131,46 @@ async def test_upstream_that_breaks_off_leaves_every_outcome_unknown_and_is_conn
         assert said[-1] == reply_to(b"again")
 
 
+async def test_what_follows_a_last_reply_was_not_looked_at_and_may_be_sent_again() -> None:
+    said: list[Said] = []
+    last = NO_CONTENT.replace(b"\r\n\r\n", b"\r\nConnection: close\r\nServer: headwater\r\n\r\n")
+    async with pair() as (upstream, made):
+        upstream.answer = lambda name: last if name == b"1" else reply_to(name)
+        for number in range(4):
+            made.send(request(str(number)), 0, said.append)
+        await until(lambda: len(said) == 4)
+        # It is of the line that it was the last, and not of any client's connection.
+        assert said[:2] == [reply_to(b"0"), last.replace(b"Connection: close\r\n", b"")]
+        for error in said[2:]:
+            assert isinstance(error, Unavailable)
+            assert not isinstance(error, OutcomeUnknown)
+        made.send(request("again"), 0, said.append)
+        await until(lambda: len(said) == 5)
+        assert said[4] == reply_to(b"again")
+
+
+async def test_what_was_not_sent_yet_is_in_no_doubt() -> None:
+    said: list[Said] = []
+    async with pair() as (upstream, made):
+        upstream.gate.clear()
+        made.send(request("a"), 0, said.append)
+        await until(lambda: upstream.names)
+        made.send(request("b"), 0, said.append)
+        made.close()
+    assert [type(error) for error in said] == [OutcomeUnknown, Unavailable]
+    assert upstream.names == [b"a"]
+
+
+async def test_requests_of_one_sender_are_on_one_line() -> None:
+    async with pair() as (upstream, made):
+        said: list[Said] = []
+        for number in range(100):
+            made.send(request(str(number), 60_000 * (number % 2)), 7, said.append)
+        await until(lambda: len(said) == 100)
+        assert upstream.connections == 1
+        assert upstream.names == [b"%d" % number for number in range(100)]
+
+
 async def test_nobody_there_is_told_at_once_and_was_sent_nothing() -> None:
     said: list[Said] = []
 
@@ -196,6 +236,7 @@ async def test_reply_that_makes_no_sense_ends_the_line(nonsense: bytes) -> None:
         made.send(request("a"), 0, said.append)
         await until(lambda: said)
         assert isinstance(said[0], OutcomeUnknown)
+        assert not made.usable
 
 
 async def test_reply_to_nothing_ends_the_line() -> None:
@@ -205,6 +246,7 @@ async def test_reply_to_nothing_ends_the_line() -> None:
         made.send(request("a"), 0, said.append)
         await until(lambda: said)
         assert said == [reply_to(b"a")]
+        assert made.usable
         upstream.answer = reply_to
         made.send(request("b"), 0, said.append)
         await until(lambda: len(said) == 2)
