@@ -10,6 +10,7 @@ from edge.chunks import Chunks
 from edge.coalesce import Coalescer
 from edge.handlers import Handlers
 from edge.lane import Bounds, Lane
+from edge.lines import Lines
 from edge.relay import Relay
 from edge.source import EdgeSource
 from edge.tails import Tails
@@ -60,6 +61,7 @@ async def open_edge(
         if settings.relay_socket is not None:
             writes = _upstream(settings, settings.relay_socket)
             stack.push_async_callback(writes.close)
+        await writes.greet()
         reads: Coalescer[tuple[str, str], Chunk] = Coalescer()
         stack.push_async_callback(reads.close)
         tails = Tails(upstream, reads, bus, clock)
@@ -73,9 +75,12 @@ async def open_edge(
             connections=claim_descriptors(settings.connections, settings.upstream_connections),
             header_timeout_s=settings.header_timeout_s,
             keepalive_timeout_s=settings.keepalive_timeout_s,
+            body_bytes_max=settings.body_bytes_max,
         )
-        lane = Lane(source, tails, listener, settings.stream_prefix, policy, times, bounds, clock)
-        handlers = Handlers(reading, source, relay, settings.stream_prefix, listener, lane)
+        lines = Lines(writes, settings.upstream_timeout_s)
+        prefix = settings.stream_prefix
+        lane = Lane(source, tails, lines, listener, prefix, policy, times, bounds, clock)
+        handlers = Handlers(reading, source, relay, prefix, listener, lane)
         await stack.enter_async_context(lane.running())
         yield Edge(lane, handlers)
 

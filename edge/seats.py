@@ -15,6 +15,7 @@ LEAVING: Final = 7  # the rest of its last reply; then it is closed
 TURNED_AWAY: Final = 8  # over the limit: its request is read, then refused
 DEAF: Final = 9  # as LEAVING, and its peer has sent its last: there is nothing to read
 LINGERING: Final = 10  # it has its last reply and our goodbye, and may still say something
+WRITING: Final = 11  # appends of it are under way at the upstream
 
 NEVER: Final = float("inf")
 
