@@ -262,35 +262,30 @@ class Lane:
 
     def _receive(self, fd: int, received: bytes) -> None:
         """Take the bytes of next requests."""
-        self._uploading.discard(fd)
-        rest = received
-        if fd not in self._outbox:
-            rest = self._writes.take(fd, received)
-        if fd in self._writes:
-            self._await_writes(fd, rest)
+        writes = self._seats.state[fd] == seats.WRITING or received.startswith(b"POST ")
+        if writes and self._receive_appends(fd, received):
             return
-        plain = parse_plain(rest, self._prefix)
+        plain = parse_plain(received, self._prefix)
         if isinstance(plain, Plain):
             self._ask(fd, plain, plain.asked.offset)
         elif plain is not None:
             self._reply(fd, reply.refused(plain.error), keep_alive=plain.keep_alive)
-        elif is_partial(rest):
-            self._await_rest(fd, rest)
-        elif self._writes.is_begun(rest) and len(self._uploading) < _UPLOADS_MAX:
+        elif is_partial(received):
+            self._await_rest(fd, received)
+        elif self._writes.is_begun(received) and len(self._uploading) < _UPLOADS_MAX:
             self._uploading.add(fd)
-            self._await_rest(fd, rest)
+            self._await_rest(fd, received)
         else:
-            self._hand_over(fd, rest)
+            self._hand_over(fd, received)
 
-    def _await_rest(self, fd: int, received: bytes) -> None:
-        """Keep what has come of a request until there is more."""
-        self._received[fd] = received
-        if self._seats.state[fd] == seats.HEAD:
-            self._seats.state[fd] = seats.PARTIAL
-            self._seats.wait_until(fd, self._clock.monotonic_s() + self._bounds.header_timeout_s)
-
-    def _await_writes(self, fd: int, received: bytes) -> None:
-        """Keep what follows appends until they are answered."""
+    def _receive_appends(self, fd: int, received: bytes) -> bool:
+        """Pass on the appends that have come whole; return whether any are under way, for which
+        what follows them waits."""
+        self._uploading.discard(fd)
+        if fd not in self._outbox:
+            received = self._writes.take(fd, received)
+        if fd not in self._writes:
+            return False  # nothing was taken
         if self._seats.state[fd] != seats.WRITING:
             self._seats.state[fd] = seats.WRITING
             self._seats.wait_until(fd, NEVER)  # lines look after those who do not answer
@@ -298,6 +293,14 @@ class Lane:
             self._received[fd] = received
             if len(received) > HEAD_BYTES_MAX:
                 self._listen_to(fd)  # what is more waits in the kernel
+        return True
+
+    def _await_rest(self, fd: int, received: bytes) -> None:
+        """Keep what has come of a request until there is more."""
+        self._received[fd] = received
+        if self._seats.state[fd] == seats.HEAD:
+            self._seats.state[fd] = seats.PARTIAL
+            self._seats.wait_until(fd, self._clock.monotonic_s() + self._bounds.header_timeout_s)
 
     def take_back(self, sock: socket.socket, plain: Plain) -> None:
         """Answer a read that came by aiohttp, and whatever follows on its connection."""
