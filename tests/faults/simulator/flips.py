@@ -39,6 +39,8 @@ def flip(files: Files, random_: random.Random) -> tuple[Files, str] | None:
 
 def _last_commit(log: bytes) -> int:
     """Return where the last whole commit of a log begins, or its first frame."""
+    if len(log) < _HEADER_BYTES:
+        return 0
     page_bytes = int.from_bytes(log[8:12], "big")
     order = "<" if log[:4] == _LITTLE else ">"
     sums = struct.unpack_from(">II", log, 24)
