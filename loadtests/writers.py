@@ -143,6 +143,9 @@ class _Writers:
         """
         free = deque(self._by_fd.values())
         total, at = round(seconds * per_s), 0
+        # An epoll waits whole milliseconds, and wakes late: where the next one is far away, the last
+        # of them is spent asking. Often it would take the core that the server needs.
+        spin_s = _SPIN_S if per_s * _SPIN_S < 0.25 else 0.0
         freed = began  # when a connection was free again, after none was
         deadline = began + seconds + _DRAIN_S
         while (at < total or len(free) < len(self._by_fd)) and time.monotonic() < deadline:
@@ -152,8 +155,7 @@ class _Writers:
                 at += 1
                 continue
             none = not free
-            # An epoll waits whole milliseconds, and wakes late: the last one is spent asking.
-            wait_s = max(0.0, due - now - _SPIN_S) if at < total and free else 1.0
+            wait_s = max(0.0, due - now - spin_s) if at < total and free else 1.0
             free += (w for w in self._answered(wait_s) if w.sock.fileno() >= 0)
             if none and free:
                 freed = time.monotonic()
