@@ -8,7 +8,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from loadtests import append, catchup, fanout, reads, storm, streams, wakes
+from loadtests import append, catchup, fanout, forget, reads, storm, streams, wakes
 from loadtests.launch import FOREIGN, KNOWN, REDIS, CannotStart
 from loadtests.report import show
 from loadtests.servers import raise_descriptor_limit
@@ -20,6 +20,7 @@ SCENARIOS = {
     "reads": reads,
     "storm": storm,
     "catchup": catchup,
+    "forget": forget,
     "wakes": wakes,
 }
 
