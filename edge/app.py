@@ -14,6 +14,7 @@ from edge.relay import Relay
 from edge.source import EdgeSource
 from edge.tails import Tails
 from edge.upstream import Upstream
+from shared import metrics
 from shared.bus import Subscriber
 from shared.clock import Clock, SystemClock
 from shared.config import Settings
@@ -74,6 +75,7 @@ async def open_edge(
             header_timeout_s=settings.header_timeout_s,
             keepalive_timeout_s=settings.keepalive_timeout_s,
         )
+        metrics.CONNECTIONS_MAX.set(bounds.connections)
         lane = Lane(source, tails, listener, settings.stream_prefix, policy, times, bounds, clock)
         handlers = Handlers(reading, source, relay, settings.stream_prefix, listener, lane)
         await stack.enter_async_context(lane.running())
@@ -94,7 +96,7 @@ async def run(settings: Settings, stop: asyncio.Event, announce: Callable[[str],
     """Serve until stop is set, then drain."""
     async with open_edge(settings, subscriber(settings)) as edge:
         health = Health()
-        admin = Listener(health.handle)
+        admin = Listener(health.handle, counted=False)
         await listen_admin(admin, settings)
         if settings.socket is not None:
             edge.lane.listen(listen_unix(settings.socket))

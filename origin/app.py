@@ -163,7 +163,7 @@ async def run(settings: Settings, stop: asyncio.Event, announce: Callable[[str],
     journal = SqliteJournal(settings.data_dir)
     async with open_origin(settings, journal, publishers(settings)) as origin:
         health = Health(more=origin.listing.answer)
-        admin = Listener(health.handle)
+        admin = Listener(health.handle, counted=False)
         await listen_admin(admin, settings)
         if settings.socket is not None:
             sock = listen_unix(settings.socket)
