@@ -13,14 +13,14 @@ import random
 import select
 import socket
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 from edge import seats
 from edge.outbox import Outbox
-from edge.parked import Group, Parked
+from edge.parked import Desk, Group, Parked
 from edge.seats import NEVER, Party, Seats
 from edge.source import EdgeSource
 from edge.tails import Tails
@@ -62,6 +62,9 @@ _READS_AT_ONCE: Final = 128
 _PATIENCE_S: Final = 30.0  # what has waited longer for its turn is refused: who asked has left
 _RETRY_S: Final = (1, 10)  # those who are turned away come back over this long
 
+# Makes what holds waiting readers.
+Parking = Callable[[Seats, Outbox, Desk, Tails, EdgeSource, CachePolicy, Clock], Parked]
+
 
 class _Gathering(Party):
     """Readers who asked for the same chunk before the read of it began."""
@@ -97,6 +100,7 @@ class Lane:
         times: LiveTimes,
         bounds: Bounds,
         clock: Clock,
+        parking: Parking = Parked,
     ) -> None:
         """
         Args:
@@ -114,7 +118,7 @@ class Lane:
         self._paused: set[int] = set()  # listening sockets that are let rest until the next sweep
         self._seats = Seats()
         self._outbox = Outbox()
-        self._parked = Parked(self._seats, self._outbox, self, tails, source, policy, clock)
+        self._parked = parking(self._seats, self._outbox, self, tails, source, policy, clock)
         self._received: dict[int, bytes] = {}  # what has come of a next request
         self._catching_up: dict[int, tuple[Plain, str]] = {}  # and from which offset on
         self._gatherings: dict[tuple[str, str, bool], _Gathering] = {}  # not begun yet

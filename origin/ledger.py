@@ -28,6 +28,7 @@ class _Move:
     before: int
     size: int = 0  # bytes added
     payload: bytes | None = b""  # the same, if a wake may carry them
+    trace: str | None = None  # of the last of its appends that is traced
 
 
 class Ledger:
@@ -75,6 +76,10 @@ class Ledger:
         self._moves.setdefault(incarnation, _Move(stream, before))
         self.note(stream)
         self._count(stream, counted)
+
+    def trace(self, stream: Stream, span: str) -> None:
+        """Note the span of an append whose move was just noted; the wake takes it along."""
+        self._moves[stream.state.incarnation].trace = span
 
     def trim(self, stream: Stream, size: int) -> None:
         """Note that size bytes of a stream's own are durably not kept any more."""
@@ -214,5 +219,6 @@ class Ledger:
             closed=state.closed,
             deleted=state.deleted,
             payload=move.payload,
+            trace=move.trace,
         )
         self._publish(state.path, wake)

@@ -34,8 +34,6 @@ _NOT_PLAIN: Final = frozenset(
     )
 )
 _RULED: Final = (b"if-", b"content-", b"stream-", b"producer-")  # headers that rules look at
-# What is different in every append of a producer: heads that have it are not kept.
-_COUNTED: Final = (b"-Seq:", b"-seq:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +138,8 @@ def parse_head(head: bytes, prefix: str) -> Plain | PlainAppend | Refusal | None
     # Control characters and odd spaces are where two parsers may differ.
     if head.count(b"\n") != head.count(b"\r\n"):
         return None
-    if any(mark in head for mark in _COUNTED):
+    # What is different in every append of a producer, or of who traces: no such head is kept.
+    if b"-Seq:" in head or b"-seq:" in head or b"traceparent:" in head:
         return _parse(head, prefix)
     return _parse_often(head, prefix)
 
