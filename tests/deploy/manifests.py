@@ -52,7 +52,7 @@ def compose() -> Manifest:
     """Return deploy/compose.yaml as Docker's own client understands it."""
     out = subprocess.run(
         [tool("docker-compose"), "-f", DEPLOY / "compose.yaml", "config", "--format", "json"],
-        env={**os.environ, "HEADWATER_GRAFANA_PASSWORD": "chosen"},
+        env={**os.environ, "GRAFANA_PASSWORD": "chosen"},
         check=True,
         capture_output=True,
         timeout=60,

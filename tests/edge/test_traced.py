@@ -25,11 +25,13 @@ from shared.config import BadSetting, Settings
 from shared.sockets import listen_tcp, listen_unix
 from shared.tracing import open_tracer
 from shared.unix_bus import UnixPublisher, UnixSubscriber
+from shared.wake import Wake
 from tests.edge.served import until
 from tests.http.api import Server, Stream
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SENT = ("traceparent", f"00-{TRACE}-{PARENT}-01")
+UNSAMPLED = ("traceparent", f"00-{TRACE}-{PARENT}-00")
 
 
 def pytest_asyncio_loop_factories(
@@ -77,7 +79,24 @@ class Traced:
     origin: Recorder
     edge: Recorder
     server: Server
+    wakes: list[Wake]
     waiting: Callable[[], int]
+
+
+class Heard:
+    """A bus that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.wakes: list[Wake] = []
+
+    async def start(self) -> None:
+        pass
+
+    def publish(self, path: str, wake: Wake) -> None:
+        self.wakes.append(wake)
+
+    async def close(self) -> None:
+        pass
 
 
 @asynccontextmanager
@@ -86,9 +105,9 @@ async def serving(folder: Path) -> AsyncIterator[Traced]:
         Settings(), socket=folder / "origin", upstream_socket=folder / "origin", drain_s=0.0
     )
     ours, theirs = Recorder(), Recorder()
-    bus = folder / "bus"
+    bus, heard = folder / "bus", Heard()
     async with open_origin(
-        settings, MemoryJournal(), [UnixPublisher(bus)], tracer=ours.tracer
+        settings, MemoryJournal(), [UnixPublisher(bus), heard], tracer=ours.tracer
     ) as origin:
         await origin.lane.listen(listen_unix(folder / "origin"))
         async with open_edge(settings, UnixSubscriber(bus), tracer=theirs.tracer) as edge:
@@ -97,9 +116,9 @@ async def serving(folder: Path) -> AsyncIterator[Traced]:
             url = f"http://127.0.0.1:{sock.getsockname()[1]}"
             connector = aiohttp.TCPConnector(limit=0)
             async with aiohttp.ClientSession(connector=connector) as client:
-                parked = edge.lane._parked
+                server, parked = Server(url, client), edge.lane._parked
                 yield Traced(
-                    ours, theirs, Server(url, client), lambda: parked.polls + parked.streams
+                    ours, theirs, server, heard.wakes, lambda: parked.polls + parked.streams
                 )
             await edge.handlers.listener.drain(0)
         origin.handlers.reading.release(0)
@@ -190,10 +209,20 @@ async def test_append_that_its_writer_does_not_sample_costs_no_span(traced: Trac
     stream, tail = await new_stream(traced)
     poll = asyncio.create_task(stream.poll(tail))
     await until(lambda: traced.waiting() == 1)
-    unsampled = ("traceparent", f"00-{TRACE}-{PARENT}-00")
-    assert (await stream.post(b"news", headers=[unsampled])).status == 204
+    assert (await stream.post(b"news", headers=[UNSAMPLED])).status == 204
     assert (await poll).body == b"news"
     assert len(traced.origin) == len(traced.edge) == 0
+    assert {wake.trace for wake in traced.wakes} == {None}
+
+
+async def test_append_that_is_not_traced_is_not_taken_for_the_one_before(traced: Traced) -> None:
+    stream, tail = await new_stream(traced)
+    for sent in (SENT, UNSAMPLED, UNSAMPLED):
+        poll = asyncio.create_task(stream.poll(tail))
+        await until(lambda: traced.waiting() == 1)
+        assert (await stream.post(b"news", headers=[sent])).status == 204
+        tail = (await poll).next
+    assert len(traced.edge.spans("fan-out")) == 1
 
 
 async def test_refusal_is_a_span_that_names_it(traced: Traced) -> None:
