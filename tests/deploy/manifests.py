@@ -21,7 +21,7 @@ from tests.service import ROOT
 DEPLOY = ROOT / "deploy"
 OVERLAYS = ("single-node", "production")
 MIB = 1024 * 1024
-CODE_BYTES = 64 * MIB
+CODE_BYTES = 80 * MIB
 SOCKET_BYTES = 4096  # of the kernel
 READER_BYTES = 200
 STREAM_BYTES = 2048

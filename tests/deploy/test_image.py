@@ -126,6 +126,16 @@ def test_everything_that_is_installed_has_a_hash() -> None:
     assert len(installs) == 3
     assert all("--require-hashes" in i or "--no-deps --no-index" in i for i in installs)
     assert "dev.lock" not in DOCKERFILE.read_text()
+    assert only(stages()[0], "ARG") == "LOCK=runtime.lock"
+
+
+def test_image_with_traces_has_the_same_and_more() -> None:
+    def pinned(name: str) -> set[str]:
+        return set(re.findall(r"^[\w-]+==\S+", (ROOT / "requirements" / name).read_text(), re.M))
+
+    more = pinned("otel.lock") - pinned("runtime.lock")
+    assert pinned("runtime.lock") < pinned("otel.lock") <= pinned("dev.lock")
+    assert any(name.startswith("opentelemetry-sdk==") for name in more)
 
 
 # --- the same commands --------------------------------------------------------------------------
@@ -164,6 +174,7 @@ class Built:
                 "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
                 "HOME": os.environ.get("HOME", "/"),
                 "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+                **dict([only(stages()[0], "ARG").split("=")]),
                 **{k: v for k, v in os.environ.items() if k.startswith(("PIP_", "SSL_", "http"))},
             },
             capture_output=True,
