@@ -142,6 +142,11 @@ class Ledger:
         if len(self._dirty) + len(self._deleted) >= _BATCH_STREAMS:
             self.enough.set()
 
+    @property
+    def behind(self) -> int:
+        """How many durable frames the index lacks, but for those of a batch on its way."""
+        return len(self._frames)
+
     def take_batch(self) -> Batch | None:
         """Return all that the index has to learn, or None; `applied` or `put_back` must follow."""
         self.enough.clear()
