@@ -171,11 +171,14 @@ class Built:
             cwd=folder,
             # This Python stands for the base image's; pip may use what it has downloaded before.
             env={
-                "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
-                "HOME": os.environ.get("HOME", "/"),
-                "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+                **{
+                    k: v
+                    for k, v in os.environ.items()
+                    if not k.startswith(("HEADWATER_", "PYTHON"))
+                },
                 **dict([only(stages()[0], "ARG").split("=")]),
-                **{k: v for k, v in os.environ.items() if k.startswith(("PIP_", "SSL_", "http"))},
+                "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+                "PIP_DISABLE_PIP_VERSION_CHECK": "1",
             },
             capture_output=True,
             text=True,

@@ -6,18 +6,20 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
 _TOOLS: Final = Path(sys.prefix) / "tools"
-_STEP_S: Final = 90  # 30 MB over a slow line; a mirror that hangs is no reason to hang as well
+_STEP_S: Final = 30  # 30 MB over a slow line; a mirror that hangs is no reason to hang as well
+_RETRY_S: Final = 600.0  # longer than a run of all tests, whose workers try one after the other
 
 
 def find(program: str, package: str) -> str | None:
     """Return the path of a program: on PATH, unpacked before, or unpacked now; None where it is not
-    to be had, which is found out once for each environment."""
+    to be had, which is found out once a run."""
     on_path = shutil.which(program)
     if on_path is not None:
         return on_path
@@ -26,11 +28,13 @@ def find(program: str, package: str) -> str | None:
     unpacked, failed = folder / "usr" / "bin" / program, folder / "failed"
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of the workers, one unpacks
-        if not unpacked.exists() and not failed.exists():
+        tried = failed.exists() and time.time() - failed.stat().st_mtime < _RETRY_S
+        if not unpacked.exists() and not tried:
             _unpack(package, folder)
         if unpacked.exists():
             return str(unpacked)
-        failed.touch()
+        if not tried:
+            failed.touch()
         return None
 
 
