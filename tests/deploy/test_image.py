@@ -11,7 +11,7 @@ import tomllib
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -217,15 +217,19 @@ class Built:
         return not subprocess.run(words, env=env, capture_output=True, timeout=20).returncode
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
-    made = Built(tmp_path_factory.mktemp("image"))
-    made.build()
-    yield made
-    shutil.rmtree(made.root)
+# One test of all that is built: each worker would build its own.
+def test_commands_of_the_image_make_one_whose_roles_start_are_healthy_and_stop(
+    tmp_path: Path,
+) -> None:
+    built = Built(tmp_path)
+    built.build()
+    assert_wheel_holds_every_module(built)
+    assert_image_has_what_runs_and_no_more(built)
+    assert_every_role_starts_is_healthy_and_stops(built)
+    shutil.rmtree(tmp_path)
 
 
-def test_wheel_holds_every_module(built: Built) -> None:
+def assert_wheel_holds_every_module(built: Built) -> None:
     (wheel,) = (built.root / "wheels").iterdir()
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if name.endswith(".py")}
@@ -237,7 +241,7 @@ def test_wheel_holds_every_module(built: Built) -> None:
     assert not any(name.startswith("tests/") for name in held)
 
 
-def test_image_has_what_runs_and_no_more(built: Built) -> None:
+def assert_image_has_what_runs_and_no_more(built: Built) -> None:
     done = subprocess.run(
         [built.bin / "headwater", "--version"], capture_output=True, text=True, timeout=30
     )
@@ -249,8 +253,8 @@ def test_image_has_what_runs_and_no_more(built: Built) -> None:
     assert not there & {"pip", "setuptools", "pytest", "tests", "mypy", "hypothesis"}
 
 
-def test_every_role_starts_is_healthy_and_stops(built: Built, tmp_path: Path) -> None:
-    data = {"HEADWATER_DATA_DIR": str(tmp_path / "one"), "HEADWATER_DRAIN_S": "0.2"}
+def assert_every_role_starts_is_healthy_and_stops(built: Built) -> None:
+    data = {"HEADWATER_DATA_DIR": str(built.root / "one"), "HEADWATER_DRAIN_S": "0.2"}
     of_origin = built.environment(**data)
     assert not built.is_healthy(of_origin)  # nobody is there yet
     with built.start(ORIGIN, of_origin) as origin:
@@ -265,7 +269,7 @@ def test_every_role_starts_is_healthy_and_stops(built: Built, tmp_path: Path) ->
             with urllib.request.urlopen(f"{url}?offset=-1", timeout=10) as answer:
                 assert answer.read() == b"from an image"
     # Leaving has sent SIGTERM to each, and has seen them end with 0.
-    of_up = built.environment(**data | {"HEADWATER_DATA_DIR": str(tmp_path / "two")})
+    of_up = built.environment(**data | {"HEADWATER_DATA_DIR": str(built.root / "two")})
     with built.start(UP, of_up):
         assert built.is_healthy(of_up)
     assert not built.is_healthy(of_up)
