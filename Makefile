@@ -41,3 +41,7 @@ lock:
 	  --no-header --no-annotate pyproject.toml -o requirements/runtime.lock
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-header --no-annotate --extra dev -c requirements/runtime.lock pyproject.toml -o requirements/dev.lock
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-header --no-annotate --extra otel -c requirements/dev.lock pyproject.toml -o requirements/otel.lock
+	echo "setuptools>=77" | uv pip compile -q --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-header --no-annotate - -o requirements/build.lock

@@ -48,7 +48,7 @@ async def _run(
     children = [child for tier in tiers for child in tier]
     sockets = {child.role: child.admin_socket for child in children}
     admin = Admin(sockets, settings.stream_prefix)
-    listener = Listener(admin.handle)
+    listener = Listener(admin.handle, counted=False)
     admin_port = await listen_admin(listener, settings)
     stack.push_async_callback(listener.drain, 0)
     for tier in tiers:

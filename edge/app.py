@@ -4,17 +4,21 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edge.chunks import Chunks
 from edge.coalesce import Coalescer
 from edge.handlers import Handlers
-from edge.lane import Bounds, Lane
+from edge.lane import Bounds, Lane, Parking
 from edge.lines import Lines
+from edge.parked import Parked
 from edge.relay import Relay
 from edge.source import EdgeSource
 from edge.tails import Tails
 from edge.upstream import Upstream
+from shared import metrics
 from shared.bus import Subscriber
 from shared.clock import Clock, SystemClock
 from shared.config import Settings
@@ -24,8 +28,12 @@ from shared.protocol.chunk import Chunk
 from shared.reading import LiveTimes, Reading
 from shared.redis_bus import RedisSubscriber
 from shared.sockets import listen_tcp, listen_unix
+from shared.tracing import open_tracer
 from shared.unix_bus import UnixSubscriber
 from shared.web import Bodies, Health, Listener, listen_admin
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
 
 def subscriber(settings: Settings) -> Subscriber | None:
@@ -47,7 +55,10 @@ class Edge:
 
 @asynccontextmanager
 async def open_edge(
-    settings: Settings, bus: Subscriber | None, clock: Clock | None = None
+    settings: Settings,
+    bus: Subscriber | None,
+    clock: Clock | None = None,
+    tracer: "Tracer | None" = None,
 ) -> AsyncIterator[Edge]:
     """Connect, run, and on leaving let go of all connections."""
     clock = clock or SystemClock()
@@ -64,7 +75,15 @@ async def open_edge(
         await writes.greet()
         reads: Coalescer[tuple[str, str], Chunk] = Coalescer()
         stack.push_async_callback(reads.close)
-        tails = Tails(upstream, reads, bus, clock)
+        parking: Parking = Parked
+        if tracer is None:
+            tails = Tails(upstream, reads, bus, clock)
+        else:
+            from edge.traced import TracedParked, TracedTails, Traces  # import what is an extra
+
+            traces = Traces(tracer)
+            tails = TracedTails(upstream, reads, bus, clock, traces=traces)
+            parking = partial(TracedParked, traces=traces)
         stack.push_async_callback(tails.close)
         await tails.start()
         source = EdgeSource(upstream, tails, reads, Chunks(settings.chunk_cache_bytes), clock)
@@ -77,9 +96,10 @@ async def open_edge(
             keepalive_timeout_s=settings.keepalive_timeout_s,
             body_bytes_max=settings.body_bytes_max,
         )
+        metrics.CONNECTIONS_MAX.set(bounds.connections)
         lines = Lines(writes, settings.upstream_timeout_s)
         prefix = settings.stream_prefix
-        lane = Lane(source, tails, lines, listener, prefix, policy, times, bounds, clock)
+        lane = Lane(source, tails, lines, listener, prefix, policy, times, bounds, clock, parking)
         handlers = Handlers(reading, source, relay, prefix, listener, lane)
         await stack.enter_async_context(lane.running())
         yield Edge(lane, handlers)
@@ -97,9 +117,12 @@ def _upstream(settings: Settings, socket: Path | None) -> Upstream:
 
 async def run(settings: Settings, stop: asyncio.Event, announce: Callable[[str], None]) -> None:
     """Serve until stop is set, then drain."""
-    async with open_edge(settings, subscriber(settings)) as edge:
+    async with (
+        open_tracer(settings) as tracer,
+        open_edge(settings, subscriber(settings), tracer=tracer) as edge,
+    ):
         health = Health()
-        admin = Listener(health.handle)
+        admin = Listener(health.handle, counted=False)
         await listen_admin(admin, settings)
         if settings.socket is not None:
             edge.lane.listen(listen_unix(settings.socket))

@@ -12,7 +12,7 @@ import os
 import random
 import select
 import socket
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -22,7 +22,7 @@ from edge.doors import Doors
 from edge.gatherings import Gatherings
 from edge.lines import Lines
 from edge.outbox import Outbox
-from edge.parked import Group, Parked
+from edge.parked import Desk, Group, Parked
 from edge.seats import NEVER, Seats
 from edge.source import EdgeSource
 from edge.tails import Tails
@@ -59,6 +59,9 @@ _LINGER_S: Final = 1.0  # how long a peer may take to close after us (RFC 9112 Â
 _UPLOADS_MAX: Final = 512
 _RETRY_S: Final = (1, 10)  # those who are turned away come back over this long
 
+# Makes what holds waiting readers.
+Parking = Callable[[Seats, Outbox, Desk, Tails, EdgeSource, CachePolicy, Clock], Parked]
+
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
@@ -84,6 +87,7 @@ class Lane:
         times: LiveTimes,
         bounds: Bounds,
         clock: Clock,
+        parking: Parking = Parked,
     ) -> None:
         """
         Args:
@@ -99,7 +103,7 @@ class Lane:
         self._epoll = select.epoll()
         self._seats = Seats()
         self._outbox = Outbox()
-        self._parked = Parked(self._seats, self._outbox, self, tails, source, policy, clock)
+        self._parked = parking(self._seats, self._outbox, self, tails, source, policy, clock)
         self._doors = Doors(self._epoll, self._seats, clock, self._is_full, bounds.header_timeout_s)
         self._gatherings = Gatherings(source, self._seats, self, clock, self._spawn)
         self._lines = lines

@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from origin.catalog import Catalog
 from origin.commit import Committer
@@ -31,9 +32,13 @@ from shared.reading import LiveTimes, Reading
 from shared.redis_bus import RedisPublisher
 from shared.sockets import listen_tcp, listen_unix
 from shared.tasks import background
+from shared.tracing import open_tracer
 from shared.unix_bus import UnixPublisher
 from shared.wake import PAYLOAD_BYTES_MAX, Wake
 from shared.web import Bodies, Health, Listener, listen_admin
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
 _log = logging.getLogger(__name__)
 
@@ -75,6 +80,7 @@ async def open_origin(
     buses: list[Publisher],
     clock: Clock | None = None,
     on_failure: Callable[[BaseException], None] = fail_stop,
+    tracer: "Tracer | None" = None,
 ) -> AsyncIterator[Origin]:
     """Recover, run, and on leaving commit what waits and close the journal.
 
@@ -105,7 +111,13 @@ async def open_origin(
     ledger = Ledger(catalog, reader, publish, carried_bytes, found)
     committer = Committer(journal, clock, ledger.on_commit, on_failure)
     retention = Retention(settings.retention_age_s, settings.retention_bytes)
-    streams = Streams(catalog, committer, ledger, reader, clock, retention)
+    parts = (catalog, committer, ledger, reader, clock, retention)
+    if tracer is None:
+        streams = Streams(*parts)
+    else:
+        from origin.traced import TracedStreams  # which imports what is an extra
+
+        streams = TracedStreams(*parts, tracer=tracer)
     reads = Reads(
         catalog,
         committer,
@@ -161,9 +173,12 @@ async def open_origin(
 async def run(settings: Settings, stop: asyncio.Event, announce: Callable[[str], None]) -> None:
     """Serve until stop is set, then drain."""
     journal = SqliteJournal(settings.data_dir)
-    async with open_origin(settings, journal, publishers(settings)) as origin:
+    async with (
+        open_tracer(settings) as tracer,
+        open_origin(settings, journal, publishers(settings), tracer=tracer) as origin,
+    ):
         health = Health(more=origin.listing.answer)
-        admin = Listener(health.handle)
+        admin = Listener(health.handle, counted=False)
         await listen_admin(admin, settings)
         if settings.socket is not None:
             sock = listen_unix(settings.socket)

@@ -28,6 +28,7 @@ class _Move:
     before: int
     size: int = 0  # bytes added
     payload: bytes | None = b""  # the same, if a wake may carry them
+    trace: str | None = None  # of the last of its appends that is traced
 
 
 class Ledger:
@@ -75,6 +76,10 @@ class Ledger:
         self._moves.setdefault(incarnation, _Move(stream, before))
         self.note(stream)
         self._count(stream, counted)
+
+    def trace(self, stream: Stream, span: str) -> None:
+        """Note the span of an append whose move was just noted; the wake takes it along."""
+        self._moves[stream.state.incarnation].trace = span
 
     def trim(self, stream: Stream, size: int) -> None:
         """Note that size bytes of a stream's own are durably not kept any more."""
@@ -136,6 +141,11 @@ class Ledger:
             move.stream.waiters.wake()
         if len(self._dirty) + len(self._deleted) >= _BATCH_STREAMS:
             self.enough.set()
+
+    @property
+    def behind(self) -> int:
+        """How many durable frames the index lacks, but for those of a batch on its way."""
+        return len(self._frames)
 
     def take_batch(self) -> Batch | None:
         """Return all that the index has to learn, or None; `applied` or `put_back` must follow."""
@@ -214,5 +224,6 @@ class Ledger:
             closed=state.closed,
             deleted=state.deleted,
             payload=move.payload,
+            trace=move.trace,
         )
         self._publish(state.path, wake)

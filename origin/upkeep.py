@@ -84,7 +84,7 @@ class Indexer:
                 self._fail_stop(error)
             else:
                 self._ledger.applied(batch)
-                metrics.INDEX_LAG.set(self._ledger.lsn - batch.lsn)
+            metrics.INDEX_LAG.set(self._ledger.behind)
 
 
 class Compactor:

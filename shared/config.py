@@ -145,6 +145,9 @@ class Settings:
     log_level: str = _setting(
         "info", "least level that is logged", choices=("debug", "info", "warning", "error")
     )
+    traces: str | None = _setting(
+        None, "OpenTelemetry collector that takes traces by OTLP over HTTP, http://host:4318"
+    )
     # How the processes of `headwater up` find each other; of no use to people.
     socket: Path | None = _setting(
         None, "Unix socket to listen on instead of a port", (ORIGIN, EDGE)
@@ -251,6 +254,7 @@ _PATTERNS: Final = {
     "stream_prefix": (r"/([!-~]*/)?", "a path that begins and ends with /"),
     "upstream": (r"https?://[!-.0-~]+/?", "http://host:port"),
     "public_url": (r"https?://[!-~]+", "an http URL"),
+    "traces": (r"https?://[!-~]+", "an http URL"),
     "redis": (r"(rediss?|unix)://[!-~]+", "redis://host:port/db"),
     "cache_tail": (r"[ -~]+", "a Cache-Control value"),
     "cache_live_empty": (r"[ -~]+", "a Cache-Control value"),

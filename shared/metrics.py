@@ -39,6 +39,7 @@ def count_requests(method: str, status: int, count: int = 1) -> None:
 
 
 CONNECTIONS = Gauge("headwater_edge_connections", "Connections that are open")
+CONNECTIONS_MAX = Gauge("headwater_edge_connections_max", "Connections that may be open")
 FANOUT_SECONDS = Histogram(
     "headwater_edge_fanout_seconds", "From news to the last reader of a group", buckets=_FAST
 )

@@ -34,8 +34,6 @@ _NOT_PLAIN: Final = frozenset(
     )
 )
 _RULED: Final = (b"if-", b"content-", b"stream-", b"producer-")  # headers that rules look at
-# What is different in every append of a producer: heads that have it are not kept.
-_COUNTED: Final = (b"-Seq:", b"-seq:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +162,7 @@ def parse_head(head: bytes, prefix: str) -> Plain | PlainAppend | Refusal | None
         return _parse_often(head, prefix)
     if not head.startswith(b"POST /"):
         return None
-    if any(mark in head for mark in _COUNTED):
-        return _parse(head, prefix)
-    return _parse_often(head, prefix)
+    return (_parse if _is_counted(head) else _parse_often)(head, prefix)
 
 
 def parse_passable(head: bytes, prefix: str) -> Passable | None:
@@ -178,9 +174,13 @@ def parse_passable(head: bytes, prefix: str) -> Passable | None:
     """
     if len(head) > HEAD_BYTES_MAX or not head.startswith(b"POST /"):
         return None
-    if any(mark in head for mark in _COUNTED):
-        return _pass(head, prefix)
-    return _pass_often(head, prefix)
+    return (_pass if _is_counted(head) else _pass_often)(head, prefix)
+
+
+def _is_counted(head: bytes) -> bool:
+    """Tell whether it is different in every append, as a producer's is, or that of who traces: no
+    such head is kept."""
+    return b"-Seq:" in head or b"-seq:" in head or b"traceparent:" in head
 
 
 def _pass(head: bytes, prefix: str) -> Passable | None:

@@ -49,7 +49,7 @@ def run_role(role: str, settings: Settings, run: Run) -> int:
         print(f"headwater {role}: {error or type(error).__name__}", file=sys.stderr)
         if settings.log_level == "debug":
             raise
-        return EXIT_FAILED
+        return EXIT_USAGE if isinstance(error, BadSetting) else EXIT_FAILED
     return 0
 
 

@@ -1,5 +1,6 @@
 """Wake: the hint that an origin publishes when a stream has moved, and its codec (pure)."""
 
+import re
 import zlib
 from dataclasses import dataclass
 from typing import Final
@@ -12,6 +13,7 @@ _VERSION: Final = b"HW1 "
 # A wake that carries its bytes saves every edge a read; bigger ones would only fill subscribers'
 # buffers.
 PAYLOAD_BYTES_MAX: Final = 4096
+_TRACE: Final = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class ForeignWake(Exception):
@@ -31,6 +33,7 @@ class Wake:
     closed: bool = False
     deleted: bool = False
     payload: bytes | None = None  # stored bytes from before to after; None: read them
+    trace: str | None = None  # the span of the append, by W3C trace context, where it is traced
 
 
 def channel_of(path: str) -> str:
@@ -40,16 +43,10 @@ def channel_of(path: str) -> str:
 
 def encode_wake(wake: Wake) -> bytes:
     """Return a wake as one message: version, checksum, JSON head, payload."""
-    head = orjson.dumps(
-        (
-            wake.incarnation,
-            wake.before,
-            wake.after,
-            wake.closed,
-            wake.deleted,
-            wake.payload is not None,
-        )
-    )
+    carries = wake.payload is not None
+    told = (wake.incarnation, wake.before, wake.after, wake.closed, wake.deleted, carries)
+    # Told only where there is one: an edge that is older takes such a wake for none.
+    head = orjson.dumps(told if wake.trace is None else (*told, wake.trace))
     rest = head + b"\n" + (wake.payload or b"")
     return _VERSION + b"%08x " % zlib.crc32(rest) + rest
 
@@ -68,7 +65,12 @@ def decode_wake(message: bytes) -> Wake:
         raise ForeignWake(f"damaged wake of {len(message)} bytes")
     head, _, payload = rest.partition(b"\n")
     try:
-        incarnation, before, after, closed, deleted, carries = orjson.loads(head)
+        told, trace = orjson.loads(head), None
+        if len(told) == 7:
+            *told, trace = told
+            if not _TRACE.fullmatch(trace):
+                raise TypeError(trace)
+        incarnation, before, after, closed, deleted, carries = told
         moved = parse_offset(after).position - parse_offset(before).position
         kinds = [type(value) for value in (incarnation, closed, deleted, carries)]
         if kinds != [int, bool, bool, bool]:
@@ -77,4 +79,4 @@ def decode_wake(message: bytes) -> Wake:
         raise ForeignWake(f"malformed wake: {head[:64]!r}") from error
     if moved < 0 or (carries and moved != len(payload)):
         raise ForeignWake(f"wake moves {moved} bytes and carries {len(payload)}")
-    return Wake(incarnation, before, after, closed, deleted, payload if carries else None)
+    return Wake(incarnation, before, after, closed, deleted, payload if carries else None, trace)

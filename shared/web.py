@@ -133,6 +133,7 @@ class Listener:
 
     handler: Handler
     keepalive_s: float = _KEEPALIVE_S
+    counted: bool = True  # probes and scrapes are no requests of clients
     active: int = 0
     draining: bool = False
     _idle: asyncio.Event = field(default_factory=asyncio.Event)  # set once draining is done
@@ -240,7 +241,8 @@ class Listener:
                 self._idle.set()
         if self.draining and not response.prepared:
             response.force_close()
-        metrics.count_requests(request.method, response.status)
+        if self.counted:
+            metrics.count_requests(request.method, response.status)
         return response
 
 

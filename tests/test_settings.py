@@ -273,6 +273,7 @@ OTHER = Settings(
     cache_tail="private, max-age=0",
     cache_live_empty="no-store",
     log_level="error",
+    traces="http://h:4318",
     socket=Path("/s"),
     upstream_socket=Path("/u"),
     relay_socket=Path("/r"),

@@ -27,11 +27,18 @@ class Append:
     producer: ProducerKey | None = None
     stream_seq: str | None = None
     if_match: IfMatch | None = None
+    trace: str | None = None  # of the writer, by W3C trace context; no rule looks at it
 
     def with_body(self, body: bytes) -> "Append":
         """Return the same request with this body; spelt out, for `replace` is twice as slow."""
         return Append(
-            self.content_type, body, self.close, self.producer, self.stream_seq, self.if_match
+            self.content_type,
+            body,
+            self.close,
+            self.producer,
+            self.stream_seq,
+            self.if_match,
+            self.trace,
         )
 
 

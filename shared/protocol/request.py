@@ -39,6 +39,7 @@ class Headers(Protocol):
 _CONTENT_TYPE: Final = "Content-Type"
 _CONTENT_ENCODING: Final = "Content-Encoding"
 _IF_MATCH: Final = "If-Match"
+_TRACE: Final = "traceparent"
 _PRODUCER: Final = (names.PRODUCER_ID, names.PRODUCER_EPOCH, names.PRODUCER_SEQ)
 _KNOWN: Final = {
     name.lower(): name
@@ -46,6 +47,7 @@ _KNOWN: Final = {
         _CONTENT_TYPE,
         _CONTENT_ENCODING,
         _IF_MATCH,
+        _TRACE,
         names.STREAM_TTL,
         names.STREAM_EXPIRES_AT,
         names.STREAM_RETENTION_AGE,
@@ -170,6 +172,7 @@ def parse_append_head(headers: Headers, *, empty: bool) -> Append:
         producer=_parse_producer(given),
         stream_seq=seq,
         if_match=_parse_precondition(given, headers),
+        trace=given.get(_TRACE),  # malformed or given twice, it is as good as none
     )
 
 

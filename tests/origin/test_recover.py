@@ -21,6 +21,7 @@ from origin.memory import MemoryJournal
 from origin.recover import recover
 from origin.upkeep import Indexer
 from origin.usage import Usage
+from shared import metrics
 from shared.protocol.errors import ProtocolError
 from shared.protocol.expiry import NEVER
 from shared.protocol.producer import ProducerKey
@@ -253,10 +254,12 @@ async def test_index_that_finds_the_disk_full_learns_it_later() -> None:
         journal.apply_failures.append(DiskFull("no room"))
         indexer = Indexer(origin.ledger, journal, origin.stopped.append)
         await indexer.apply()
+        assert metrics.INDEX_LAG._value.get() == 3  # else nobody would see that it waits
         await origin.append("s", b"four", producer=("p", 0, 2))
         assert await origin.content("s") == b"onetwothree!four"
         before = state_of(origin)
         await indexer.apply()
+        assert metrics.INDEX_LAG._value.get() == 0
         assert not origin.catalog.by_path["s"].extents
     assert journal.applied()[0] == len(list(journal.frames(0)))
     async with wired(journal) as again:

@@ -1,6 +1,7 @@
 """The codec of wakes: what goes in comes out, and nothing else is taken for a wake."""
 
 import zlib
+from dataclasses import replace
 
 import orjson
 import pytest
@@ -18,7 +19,13 @@ from shared.wake import (
     encode_wake,
 )
 
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 GOOD = Wake(3, Offset(3, 10).token(), Offset(3, 14).token(), payload=b"a\nb\x00")
+# The same, as an origin sent it that knew of no traces.
+OLD = (
+    b'HW1 a2d03a3c [3,"0000000000000003_0000000000000010","0000000000000003_0000000000000014",'
+    b"false,false,true]\na\nb\x00"
+)
 
 
 @st.composite
@@ -34,6 +41,7 @@ def wakes(draw: st.DrawFn) -> Wake:
         closed=draw(st.booleans()),
         deleted=draw(st.booleans()),
         payload=payload,
+        trace=draw(st.none() | st.just(TRACE)),
     )
 
 
@@ -57,6 +65,15 @@ def test_decoded_is_what_was_encoded(wake: Wake) -> None:
 
 def test_payload_may_hold_what_separates_parts() -> None:
     assert decode_wake(encode_wake(GOOD)).payload == b"a\nb\x00"
+
+
+def test_wake_without_a_trace_is_what_it_was_before_there_were_traces() -> None:
+    assert decode_wake(OLD) == GOOD
+    assert encode_wake(GOOD) == OLD
+
+
+def test_trace_comes_along() -> None:
+    assert decode_wake(encode_wake(replace(GOOD, trace=TRACE))) == replace(GOOD, trace=TRACE)
 
 
 def test_no_payload_and_an_empty_one_are_two_things() -> None:
@@ -118,6 +135,11 @@ def test_sealed_makes_wakes() -> None:
         sealed(b"not json\n"),
         said(3, at(10), at(12), False, False),
         said(3, at(10), at(12), False, False, False, False),
+        said(3, at(10), at(12), False, False, False, None),
+        said(3, at(10), at(12), False, False, False, ""),
+        said(3, at(10), at(12), False, False, False, TRACE.upper()),
+        said(3, at(10), at(12), False, False, False, TRACE + "0"),
+        said(3, at(10), at(12), False, False, False, TRACE, TRACE),
         said(3, 10, 12, False, False, False),
         said(3, None, at(12), False, False, False),
         said(3, "-1", at(12), False, False, False),
@@ -146,6 +168,11 @@ def test_sealed_makes_wakes() -> None:
         "no json",
         "too few fields",
         "too many fields",
+        "no trace",
+        "empty trace",
+        "malformed trace",
+        "long trace",
+        "two traces",
         "positions as numbers",
         "no token",
         "sentinel before",
