@@ -15,12 +15,12 @@ from typing import Final, Protocol
 from edge.outbox import Outbox
 from edge.seats import Party, Seats
 from edge.source import EdgeSource
-from edge.tail import Tail
+from edge.tail import SENTINELS, Tail
 from edge.tails import Tails
 from shared import metrics, wire
 from shared.clock import Clock
 from shared.plain import Plain
-from shared.protocol import names, reply, sse
+from shared.protocol import reply, sse
 from shared.protocol.caching import CachePolicy
 from shared.protocol.chunk import Chunk
 from shared.protocol.cursor import next_cursor
@@ -52,7 +52,7 @@ class Desk(Protocol):
         ...
 
 
-_Key = tuple[str, Live | None, str | None, bool, str | None, bool]
+_Key = tuple[str, Live | None, str | None, str | None, str | None, bool]
 
 
 class Group(Party):
@@ -486,9 +486,9 @@ class Parked:
         passed = next_cursor(now_ms, asked.cursor) == next_cursor(now_ms, None)
         cursor = None if passed else asked.cursor
         if asked.live is Live.SSE:
-            return chunk.next, asked.live, cursor, False, None, False
-        from_now = asked.offset == names.NOW
-        return chunk.next, None, cursor, from_now, asked.if_none_match, plain.keep_alive
+            return chunk.next, asked.live, cursor, None, None, False
+        named = asked.offset if asked.offset in SENTINELS else None  # it bounds a cache's patience
+        return chunk.next, None, cursor, named, asked.if_none_match, plain.keep_alive
 
 
 def _write_each(fds: Sequence[int], payload: bytes) -> list[int]:

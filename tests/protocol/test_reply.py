@@ -259,8 +259,25 @@ def test_long_poll_with_data() -> None:
     assert (made.status, made.body) == (200, b"hello")
     assert made.headers["Stream-Cursor"] == "1001"
     assert made.headers["Stream-Up-To-Date"] == "true"
-    assert made.headers["Cache-Control"] == "public, max-age=20"
+    assert made.headers["Cache-Control"] == "public, max-age=5"
     assert made.headers["ETag"] == '"x:y"'
+
+
+@pytest.mark.parametrize(
+    ("offset", "chunk"),
+    [
+        pytest.param("-1", CHUNK, id="beginning"),
+        pytest.param("0000000000000000_0000000000000000", CHUNK, id="zero-token"),
+        pytest.param(TAIL, replace(CHUNK, ttl_s=1), id="sliding-window"),
+        pytest.param(TAIL, replace(CHUNK, expires_at="2099-01-01T00:00:00Z"), id="deadline"),
+    ],
+)
+def test_long_poll_with_data_that_may_soon_be_wrong_is_kept_as_the_tail_is(
+    offset: str, chunk: Chunk
+) -> None:
+    made = answer(chunk, offset, Live.LONG_POLL)
+    assert (made.status, made.body) == (200, b"hello")
+    assert made.headers["Cache-Control"] == "tail"
 
 
 def test_long_poll_in_vain() -> None:
@@ -281,9 +298,11 @@ def test_long_poll_of_a_json_stream_in_vain_has_no_body() -> None:
     assert (made.status, made.body) == (204, b"")
 
 
-@pytest.mark.parametrize("offset", [TAIL, "now", "-1"])
+@pytest.mark.parametrize(
+    ("offset", "control"), [(TAIL, "live-empty"), ("-1", "live-empty"), ("now", "no-store")]
+)
 @pytest.mark.parametrize("chunk", [NOTHING, NO_MESSAGES], ids=["text", "json"])
-def test_long_poll_at_the_end_of_a_closed_stream(offset: str, chunk: Chunk) -> None:
+def test_long_poll_at_the_end_of_a_closed_stream(offset: str, control: str, chunk: Chunk) -> None:
     made = answer(replace(chunk, closed=True), offset, Live.LONG_POLL, cursor="5")
     assert made == reply.Reply(
         204,
@@ -291,7 +310,7 @@ def test_long_poll_at_the_end_of_a_closed_stream(offset: str, chunk: Chunk) -> N
             "Stream-Next-Offset": TAIL,
             "Stream-Up-To-Date": "true",
             "Stream-Closed": "true",
-            "Cache-Control": "no-store",
+            "Cache-Control": control,
         },
     )
 
