@@ -15,7 +15,7 @@ from typing import Final, Protocol
 from edge.outbox import Outbox
 from edge.seats import Party, Seats
 from edge.source import EdgeSource
-from edge.tail import SENTINELS, Tail
+from edge.tail import Tail
 from edge.tails import Tails
 from shared import metrics, wire
 from shared.clock import Clock
@@ -25,6 +25,7 @@ from shared.protocol.caching import CachePolicy
 from shared.protocol.chunk import Chunk
 from shared.protocol.cursor import next_cursor
 from shared.protocol.errors import ProtocolError, Unavailable
+from shared.protocol.offset import SENTINELS
 from shared.protocol.reply import Reply
 from shared.protocol.request import Live
 from shared.web import failure
@@ -320,7 +321,11 @@ class Parked:
                 failure(error)  # which logs it
             self._begin(group, wire.STREAM_END, ends=True)
             return
-        self._begin_last(group, failure(error), self._clock.now_ms())
+        if isinstance(error, ProtocolError):
+            outcome = reply.lost(group.plain.asked, error, self._policy)
+        else:
+            outcome = failure(error)
+        self._begin_last(group, outcome, self._clock.now_ms())
 
     # --- passes ----------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from shared.protocol.cursor import next_cursor
 from shared.protocol.errors import ProtocolError, Unavailable
 from shared.protocol.expiry import NEVER
 from shared.protocol.media import is_text
-from shared.protocol.offset import ZERO_TOKEN
+from shared.protocol.offset import SENTINELS
 from shared.protocol.precondition import tail_tag
 from shared.protocol.request import Live, Read
 from shared.protocol.stream import StreamState
@@ -210,6 +210,18 @@ def refused(error: ProtocolError | Unavailable) -> Reply:
     )
 
 
+def lost(asked: Read, error: ProtocolError, policy: CachePolicy) -> Reply:
+    """Answer a long-poll whose stream went away while it waited.
+
+    An offset of a life that is over is refused for ever, so a cache may tell all who waited there
+    by one answer. A name for the beginning means the next stream as soon as there is one.
+    """
+    made = refused(error)
+    if error.status in (404, 410) and asked.offset not in SENTINELS:
+        made.headers["Cache-Control"] = policy.control(Kind.LIVE_EMPTY, NEVER, 0)
+    return made
+
+
 def _read_headers(chunk: Chunk) -> dict[str, str]:
     headers = {
         "Content-Type": chunk.content_type,
@@ -230,8 +242,7 @@ def _live_kind(asked: Read, chunk: Chunk) -> Kind:
     """Tell what a long-poll with data is to a cache: the path may be another stream's soon, or
     nobody's, and the beginning is named alike in each life."""
     expires = chunk.ttl_s is not None or chunk.expires_at is not None
-    beginning = asked.offset in (names.BEGINNING, ZERO_TOKEN)
-    return Kind.TAIL if beginning or expires else Kind.LIVE_DATA
+    return Kind.TAIL if asked.offset in SENTINELS or expires else Kind.LIVE_DATA
 
 
 def _retention(state: StreamState) -> dict[str, str]:

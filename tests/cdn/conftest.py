@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import aiohttp
 import pytest
@@ -19,13 +20,11 @@ LONG_POLL_S = "3"  # time for 500 readers to ask, and not long to wait for a 204
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that the workers of a cache, who are nobody, can reach."""
-    made = tmp_path_factory.mktemp("cdn")
-    for each in (made, *made.parents):
-        if each.stat().st_uid == os.geteuid() and each != Path("/"):
-            each.chmod(each.stat().st_mode | 0o011)
-    return made
+def folder() -> Iterator[Path]:
+    """A folder that the workers of a cache, who are nobody, can reach; pytest's own they can't."""
+    with TemporaryDirectory(prefix="headwater-cdn-") as made:
+        os.chmod(made, 0o755)
+        yield Path(made)
 
 
 @pytest.fixture(scope="session")

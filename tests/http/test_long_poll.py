@@ -214,11 +214,14 @@ async def test_last_append_and_close_arrive_together(patient: Server) -> None:
 async def test_deletion_wakes_whoever_waits(patient: Server) -> None:
     stream = patient.stream()
     tail = (await stream.put(b"data")).next
-    poll = await parked(stream, tail)
+    poll, from_now = [await parked(stream, offset) for offset in (tail, "now")]
     await stream.delete()
-    answer = await poll
-    assert answer.status in (404, 410)
-    answer.refusal()
+    for waiting, control in ((poll, "public, max-age=1"), (from_now, "no-store")):
+        answer = await waiting
+        assert answer.status in (404, 410)
+        # That offset is refused for ever: a cache tells all who waited there by one answer.
+        answer.refusal(control)
+    (await stream.poll(tail)).refusal()
 
 
 async def test_stream_that_is_made_anew_does_not_wake_readers_of_the_old_one_with_its_data(

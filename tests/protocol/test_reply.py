@@ -9,7 +9,15 @@ from shared.protocol import reply
 from shared.protocol.append import Accepted, Append, Unchanged
 from shared.protocol.caching import CachePolicy
 from shared.protocol.chunk import Chunk
-from shared.protocol.errors import NotFound, SequenceGap, StreamClosed, Unavailable
+from shared.protocol.errors import (
+    BadRequest,
+    Gone,
+    NotFound,
+    ProtocolError,
+    SequenceGap,
+    StreamClosed,
+    Unavailable,
+)
 from shared.protocol.expiry import NEVER, Expiry
 from shared.protocol.producer import ProducerKey, ProducerState
 from shared.protocol.request import Live, Read
@@ -328,6 +336,26 @@ def test_long_poll_from_now_with_data_is_not_kept() -> None:
     assert made.headers["Cache-Control"] == "no-store"
     assert made.headers["Stream-Cursor"] == "1000"
     assert "ETag" not in made.headers
+
+
+@pytest.mark.parametrize(
+    ("offset", "error", "control"),
+    [
+        pytest.param(TAIL, NotFound("a"), "live-empty", id="deleted"),
+        pytest.param(TAIL, Gone("a"), "live-empty", id="gone"),
+        pytest.param("-1", NotFound("a"), "no-store", id="beginning"),
+        pytest.param("now", NotFound("a"), "no-store", id="now"),
+        pytest.param(TAIL, BadRequest("a"), "no-store", id="refused"),
+    ],
+)
+def test_stream_that_went_away_while_a_reader_waited(
+    offset: str, error: ProtocolError, control: str
+) -> None:
+    made = reply.lost(Read(offset, Live.LONG_POLL), error, POLICY)
+    assert made.status == error.status
+    assert made.headers["Cache-Control"] == control
+    plain = reply.refused(error)
+    assert made == replace(plain, headers=plain.headers | {"Cache-Control": control})
 
 
 # --- event streams ------------------------------------------------------------------------------

@@ -152,7 +152,9 @@ sub vcl_backend_response {
 
     # Only whole answers are kept, and only as long as they say: Varnish would keep a 204 or a 404
     # that says nothing for two minutes. A 200 without a length could end early, and nobody would know.
-    if ((beresp.status != 200 && beresp.status != 204) ||
+    # An edge calls a 404 or a 410 cacheable for those alone who waited while their stream went away.
+    if ((beresp.status != 200 && beresp.status != 204 &&
+            beresp.status != 404 && beresp.status != 410) ||
         (beresp.status == 200 && !beresp.http.Content-Length) ||
         beresp.http.Cache-Control !~ "max-age=[1-9]" ||
         beresp.http.Cache-Control ~ "(?i)private|no-store|no-cache" ||
