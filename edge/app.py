@@ -62,7 +62,7 @@ async def open_edge(
 ) -> AsyncIterator[Edge]:
     """Connect, run, and on leaving let go of all connections."""
     clock = clock or SystemClock()
-    policy = CachePolicy(settings.cache_tail, settings.cache_live_empty)
+    policy = CachePolicy(settings.cache_tail, settings.cache_live_empty, settings.surrogate_keys)
     times = LiveTimes(
         settings.long_poll_timeout_s, settings.sse_timeout_s, settings.sse_heartbeat_s
     )

@@ -368,7 +368,7 @@ class Lane:
             )
             self._parked.park(fd, plain, chunk)
         else:
-            outcome = reply.read(asked, chunk, self._policy, self._clock.now_ms())
+            outcome = reply.read(plain.path, asked, chunk, self._policy, self._clock.now_ms())
             self._reply(fd, outcome, keep_alive=plain.keep_alive)
 
     def _reply(self, fd: int, outcome: Reply, *, keep_alive: bool) -> None:
@@ -412,7 +412,9 @@ class Lane:
         step = wire.encode_frame(events)
         if self._catching_up.pop(fd, None) is None:
             metrics.count_requests("GET", 200)
-            head = wire.encode_stream_head(reply.event_stream(chunk, self._policy), now_ms)
+            head = wire.encode_stream_head(
+                reply.event_stream(plain.path, chunk, self._policy), now_ms
+            )
             step = head + step
             self._seats.wait_until(fd, self._due(now_s, self._times.sse_s))
         if chunk.closed:
@@ -569,7 +571,7 @@ class Lane:
         if plain.asked.live is Live.SSE:
             self._end_stream(fd)
             return
-        outcome = reply.read(plain.asked, chunk, self._policy, self._clock.now_ms())
+        outcome = reply.read(plain.path, plain.asked, chunk, self._policy, self._clock.now_ms())
         self._reply(fd, outcome, keep_alive=plain.keep_alive)
 
     async def _send_heartbeats_for_ever(self) -> None:

@@ -308,7 +308,9 @@ class Parked:
         asked, now_ms = group.plain.asked, self._clock.now_ms()
         group.chunk = chunk
         if not group.streams:
-            self._begin_last(group, reply.read(asked, chunk, self._policy, now_ms), now_ms)
+            self._begin_last(
+                group, reply.read(group.crowd.path, asked, chunk, self._policy, now_ms), now_ms
+            )
             return
         events = sse.encode_events(chunk, next_cursor(now_ms, asked.cursor))
         end = wire.STREAM_END if chunk.closed else b""
@@ -322,7 +324,7 @@ class Parked:
             self._begin(group, wire.STREAM_END, ends=True)
             return
         if isinstance(error, ProtocolError):
-            outcome = reply.lost(group.plain.asked, error, self._policy)
+            outcome = reply.lost(group.crowd.path, group.plain.asked, error, self._policy)
         else:
             outcome = failure(error)
         self._begin_last(group, outcome, self._clock.now_ms())

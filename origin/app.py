@@ -15,6 +15,7 @@ from origin.journal import Journal
 from origin.lane import Lane
 from origin.ledger import Ledger
 from origin.listing import Listing
+from origin.purge import Purger, load_hook
 from origin.reader import Reader
 from origin.reads import Reads
 from origin.recover import recover
@@ -89,7 +90,7 @@ async def open_origin(
     """
     clock = clock or SystemClock()
     found = recover(journal, str(settings.data_dir / "journal.db"))
-    policy = CachePolicy(settings.cache_tail, settings.cache_live_empty)
+    policy = CachePolicy(settings.cache_tail, settings.cache_live_empty, settings.surrogate_keys)
     counted = sum(usage.streams for usage in found.usage.values())
     metrics.STREAMS.set(journal.total().streams + counted)
     catalog = Catalog(
@@ -101,9 +102,14 @@ async def open_origin(
         settings.hot_streams,
     )
 
+    hook = load_hook(settings)
+    purger = None if hook is None else Purger(hook)
+
     def publish(path: str, wake: Wake) -> None:
         for bus in buses:
             bus.publish(path, wake)
+        if wake.deleted and purger is not None:
+            purger.forget(path)
 
     reader = Reader(journal, catalog.recent_extents, settings.chunk_bytes)
     # What reads put into messages, a wake's bytes would lack.
@@ -165,6 +171,8 @@ async def open_origin(
         trimmer = Trimmer(catalog, streams, ledger, journal, clock)
         upkeep = (indexer.keep(), compactor.keep(), trimmer.keep(), reap(catalog, streams))
         kept = [or_stop(work, on_failure) for work in upkeep]
+        if purger is not None:
+            kept.append(or_stop(purger.keep(), on_failure))
         await stack.enter_async_context(background(*kept, lane.sweep()))
         listing = Listing(catalog, ledger, journal, prefix)
         yield Origin(lane, handlers, listener, listing)

@@ -115,7 +115,7 @@ class Lane:
         chunk = self.reads.found(plain.path, plain.asked.offset)
         if chunk is None:
             return None
-        return reply.read(plain.asked, chunk, self._policy, self._clock.now_ms())
+        return reply.read(plain.path, plain.asked, chunk, self._policy, self._clock.now_ms())
 
     def read(self, plain: Plain, done: Callable[[Reply], None]) -> None:
         """Read what is not hot."""
@@ -153,7 +153,7 @@ class Lane:
     async def _read(self, plain: Plain, done: Callable[[Reply], None]) -> None:
         try:
             chunk = await self.reads.read(plain.path, plain.asked.offset)
-            outcome = reply.read(plain.asked, chunk, self._policy, self._clock.now_ms())
+            outcome = reply.read(plain.path, plain.asked, chunk, self._policy, self._clock.now_ms())
         except Exception as error:
             outcome = failure(error)
         done(outcome)

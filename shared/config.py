@@ -142,6 +142,21 @@ class Settings:
         "public, max-age=1",
         "Cache-Control of a long-poll's 204; no-store makes caches serve waiters one by one",
     )
+    surrogate_keys: bool = _setting(
+        True, "name the stream of a read in Surrogate-Key and Cache-Tag, for CDNs to forget it by"
+    )
+    purge_url: str | None = _setting(
+        None,
+        "URL by which a CDN is asked to forget a stream that is gone; {key} is its surrogate key",
+        (UP, ORIGIN),
+    )
+    purge_method: str = _setting("POST", "method of that request", (UP, ORIGIN))
+    purge_body: str | None = _setting(
+        None, "body of that request, where it needs one; {key} as above", (UP, ORIGIN)
+    )
+    purge_headers_file: Path | None = _setting(
+        None, "file of `Name: value` lines that go with it, such as a secret", (UP, ORIGIN)
+    )
     log_level: str = _setting(
         "info", "least level that is logged", choices=("debug", "info", "warning", "error")
     )
@@ -255,6 +270,8 @@ _PATTERNS: Final = {
     "upstream": (r"https?://[!-.0-~]+/?", "http://host:port"),
     "public_url": (r"https?://[!-~]+", "an http URL"),
     "traces": (r"https?://[!-~]+", "an http URL"),
+    "purge_url": (r"https?://[!-~]+", "an http URL"),
+    "purge_method": (r"[A-Z]+", "a method such as POST or PURGE"),
     "redis": (r"(rediss?|unix)://[!-~]+", "redis://host:port/db"),
     "cache_tail": (r"[ -~]+", "a Cache-Control value"),
     "cache_live_empty": (r"[ -~]+", "a Cache-Control value"),

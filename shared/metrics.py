@@ -66,6 +66,9 @@ STREAMS = Gauge("headwater_origin_streams", "Streams that exist")
 LOADED = Counter("headwater_origin_loaded_total", "Streams taken into memory from the index")
 EXPIRED = Counter("headwater_origin_expired_total", "Streams that expired")
 TRIMMED_BYTES = Counter("headwater_origin_trimmed_bytes_total", "Bytes that retention let go")
+PURGES = Counter(
+    "headwater_origin_purges_total", "Streams that a CDN was asked to forget", ["outcome"]
+)
 INDEX_LAG = Gauge("headwater_origin_index_lag_frames", "Durable frames not yet in the index")
 
 WAKES_PUBLISHED = Counter("headwater_wakes_published_total", "Wakes given to the bus")

@@ -72,7 +72,7 @@ class Reading:
                 return respond(await self._long_poll(path, asked))
             case Live.SSE:
                 return await self._event_stream(request, path, asked)
-        return respond(reply.read(asked, chunk, self.policy, self.clock.now_ms()))
+        return respond(reply.read(path, asked, chunk, self.policy, self.clock.now_ms()))
 
     def release(self, window_s: float) -> None:
         """Let everyone who waits go within a window, spread out, so that they do not all return at
@@ -92,14 +92,14 @@ class Reading:
                     async with self._bounded(self.times.long_poll_s):
                         chunk = await self.source.next(path, chunk)
             except ProtocolError as error:
-                return reply.lost(asked, error, self.policy)
-        return reply.read(asked, chunk, self.policy, self.clock.now_ms())
+                return reply.lost(path, asked, error, self.policy)
+        return reply.read(path, asked, chunk, self.policy, self.clock.now_ms())
 
     async def _event_stream(
         self, request: web.BaseRequest, path: str, asked: Read
     ) -> web.StreamResponse:
         chunk = await self.source.join(path, asked.offset)
-        head = reply.event_stream(chunk, self.policy)
+        head = reply.event_stream(path, chunk, self.policy)
         response = web.StreamResponse(headers={**head.headers, **COMMON_HEADERS})
         response.force_close()  # whoever reconnects may land on another edge
         await response.prepare(request)

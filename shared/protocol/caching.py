@@ -30,6 +30,7 @@ class CachePolicy:
     tail: str = "public, max-age=1"
     # no-store would make nginx and Varnish serve those who wait one by one.
     live_empty: str = "public, max-age=1"
+    surrogate_keys: bool = True  # reads name their stream, for CDNs that can be told to forget it
 
     def control(self, kind: Kind, expiry: Expiry, now_ms: int) -> str:
         """Return Cache-Control for a reply.

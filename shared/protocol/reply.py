@@ -16,6 +16,7 @@ from shared.protocol.offset import SENTINELS
 from shared.protocol.precondition import tail_tag
 from shared.protocol.request import Live, Read
 from shared.protocol.stream import StreamState
+from shared.protocol.surrogate import surrogate_headers
 
 # On every reply, errors and preflights too (PROTOCOL §12.7).
 COMMON_HEADERS = {
@@ -144,7 +145,7 @@ def head(state: StreamState) -> Reply:
     return Reply(200, headers)
 
 
-def read(asked: Read, chunk: Chunk, policy: CachePolicy, now_ms: int) -> Reply:
+def read(path: str, asked: Read, chunk: Chunk, policy: CachePolicy, now_ms: int) -> Reply:
     """Answer a GET that is no event stream, from the chunk that was found or waited for.
 
     A long-poll whose chunk is empty has waited in vain, or its stream is closed: 204 (PROTOCOL
@@ -153,6 +154,8 @@ def read(asked: Read, chunk: Chunk, policy: CachePolicy, now_ms: int) -> Reply:
     waiting = asked.live is Live.LONG_POLL
     from_now = asked.offset == names.NOW
     headers = _read_headers(chunk)
+    if policy.surrogate_keys:
+        headers |= surrogate_headers(path)
     if waiting and not chunk.closed:
         headers[names.STREAM_CURSOR] = next_cursor(now_ms, asked.cursor)
     if waiting and chunk.empty:
@@ -180,13 +183,15 @@ def alive() -> Reply:
     return Reply(200, {"Content-Type": "text/plain", "Cache-Control": caching.NO_STORE}, b"ok\n")
 
 
-def event_stream(chunk: Chunk, policy: CachePolicy) -> Reply:
+def event_stream(path: str, chunk: Chunk, policy: CachePolicy) -> Reply:
     """Answer a GET with live=sse: the head of the reply; events follow (PROTOCOL §5.8)."""
     headers = {
         "Content-Type": "text/event-stream",
         "Cache-Control": policy.control(Kind.SSE, NEVER, 0),
         "X-Accel-Buffering": "no",  # nginx would hold events back
     }
+    if policy.surrogate_keys:
+        headers |= surrogate_headers(path)
     if not is_text(chunk.content_type):
         headers[names.SSE_DATA_ENCODING] = "base64"
     if (
@@ -210,7 +215,7 @@ def refused(error: ProtocolError | Unavailable) -> Reply:
     )
 
 
-def lost(asked: Read, error: ProtocolError, policy: CachePolicy) -> Reply:
+def lost(path: str, asked: Read, error: ProtocolError, policy: CachePolicy) -> Reply:
     """Answer a long-poll whose stream went away while it waited.
 
     An offset of a life that is over is refused for ever, so a cache may tell all who waited there
@@ -219,6 +224,8 @@ def lost(asked: Read, error: ProtocolError, policy: CachePolicy) -> Reply:
     made = refused(error)
     if error.status in (404, 410) and asked.offset not in SENTINELS:
         made.headers["Cache-Control"] = policy.control(Kind.LIVE_EMPTY, NEVER, 0)
+        if policy.surrogate_keys:
+            made.headers.update(surrogate_headers(path))
     return made
 
 

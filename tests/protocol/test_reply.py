@@ -40,7 +40,7 @@ PART = replace(CHUNK, at_tail=False)
 NOTHING = replace(CHUNK, body=b"", empty=True)
 NO_MESSAGES = replace(NOTHING, content_type="application/json", body=b"[]")
 NOW_MS = 1_728_432_000_000 + 1000 * 20_000  # interval 1000
-POLICY = CachePolicy(tail="tail", live_empty="live-empty")
+POLICY = CachePolicy(tail="tail", live_empty="live-empty", surrogate_keys=False)
 
 
 def answer(
@@ -50,7 +50,7 @@ def answer(
     cursor: str | None = None,
     if_none_match: str | None = None,
 ) -> reply.Reply:
-    return reply.read(Read(offset, live, cursor, if_none_match), chunk, POLICY, NOW_MS)
+    return reply.read("a", Read(offset, live, cursor, if_none_match), chunk, POLICY, NOW_MS)
 
 
 # --- create -------------------------------------------------------------------------------------
@@ -351,7 +351,7 @@ def test_long_poll_from_now_with_data_is_not_kept() -> None:
 def test_stream_that_went_away_while_a_reader_waited(
     offset: str, error: ProtocolError, control: str
 ) -> None:
-    made = reply.lost(Read(offset, Live.LONG_POLL), error, POLICY)
+    made = reply.lost("a", Read(offset, Live.LONG_POLL), error, POLICY)
     assert made.status == error.status
     assert made.headers["Cache-Control"] == control
     plain = reply.refused(error)
@@ -376,7 +376,7 @@ def test_stream_that_went_away_while_a_reader_waited(
 def test_event_stream_tells_whether_data_are_encoded(
     content_type: str, encoding: str | None
 ) -> None:
-    made = reply.event_stream(replace(CHUNK, content_type=content_type), POLICY)
+    made = reply.event_stream("a", replace(CHUNK, content_type=content_type), POLICY)
     assert made.status == 200
     assert made.headers["Content-Type"] == "text/event-stream"
     assert made.headers["Cache-Control"] == "no-cache"
@@ -387,7 +387,7 @@ def test_event_stream_tells_whether_data_are_encoded(
 
 def test_event_stream_from_now_of_a_closed_stream_says_so_in_its_headers() -> None:
     # PROTOCOL §8: regardless of `live`, these three stand on the response.
-    made = reply.event_stream(replace(NOTHING, closed=True), POLICY)
+    made = reply.event_stream("a", replace(NOTHING, closed=True), POLICY)
     assert made.headers["Stream-Closed"] == "true"
     assert made.headers["Stream-Up-To-Date"] == "true"
     assert made.headers["Stream-Next-Offset"] == TAIL
@@ -441,7 +441,7 @@ def test_browsers_may_read_every_header_that_a_reply_has() -> None:
         reply.appended(BY_PRODUCER, Accepted(CLOSED, b"x", STATE)),
         reply.head(state),
         answer(replace(CHUNK, ttl_s=1, expires_at="x"), live=Live.LONG_POLL),
-        reply.event_stream(replace(CHUNK, content_type="image/png"), POLICY),
+        reply.event_stream("a", replace(CHUNK, content_type="image/png"), POLICY),
         reply.refused(SequenceGap(1, 2)),
         reply.refused(Unavailable("busy")),
     ]
