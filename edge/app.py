@@ -12,6 +12,7 @@ from edge.chunks import Chunks
 from edge.coalesce import Coalescer
 from edge.handlers import Handlers
 from edge.lane import Bounds, Lane, Parking
+from edge.lines import Lines
 from edge.parked import Parked
 from edge.relay import Relay
 from edge.source import EdgeSource
@@ -71,6 +72,7 @@ async def open_edge(
         if settings.relay_socket is not None:
             writes = _upstream(settings, settings.relay_socket)
             stack.push_async_callback(writes.close)
+        await writes.greet()
         reads: Coalescer[tuple[str, str], Chunk] = Coalescer()
         stack.push_async_callback(reads.close)
         parking: Parking = Parked
@@ -92,10 +94,12 @@ async def open_edge(
             connections=claim_descriptors(settings.connections, settings.upstream_connections),
             header_timeout_s=settings.header_timeout_s,
             keepalive_timeout_s=settings.keepalive_timeout_s,
+            body_bytes_max=settings.body_bytes_max,
         )
         metrics.CONNECTIONS_MAX.set(bounds.connections)
+        lines = Lines(writes, settings.upstream_timeout_s)
         prefix = settings.stream_prefix
-        lane = Lane(source, tails, listener, prefix, policy, times, bounds, clock, parking)
+        lane = Lane(source, tails, lines, listener, prefix, policy, times, bounds, clock, parking)
         handlers = Handlers(reading, source, relay, prefix, listener, lane)
         await stack.enter_async_context(lane.running())
         yield Edge(lane, handlers)

@@ -1,4 +1,5 @@
-"""The read lane: answers plain reads itself, and hands everything else to aiohttp.
+"""The lane: answers plain reads itself, passes small appends on, and hands everything else to
+aiohttp.
 
 A connection is a descriptor in one epoll and a seat in a few arrays: it holds no task, future,
 timer, parser or transport, so a waiting reader costs some 30 bytes beside the kernel's socket. An
@@ -6,24 +7,26 @@ timer, parser or transport, so a waiting reader costs some 30 bytes beside the k
 """
 
 import asyncio
-import errno
 import logging
 import os
 import random
 import select
 import socket
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 from edge import seats
+from edge.doors import Doors
+from edge.gatherings import Gatherings
+from edge.lines import Lines
 from edge.outbox import Outbox
 from edge.parked import Desk, Group, Parked
-from edge.seats import NEVER, Party, Seats
+from edge.seats import NEVER, Seats
 from edge.source import EdgeSource
 from edge.tails import Tails
+from edge.writes import BODY_BYTES_MAX, Writes
 from shared import metrics, wire
 from shared.clock import Clock
 from shared.plain import HEAD_BYTES_MAX, Plain, is_partial, parse_plain
@@ -45,37 +48,19 @@ _READ_BYTES: Final = HEAD_BYTES_MAX + 1  # one more than any plain head: what fi
 # so that those who were served do not keep the others waiting.
 _EVENTS: Final = 256
 _EVENTS_WHEN_BUSY: Final = 32
-_ACCEPTS: Final = 64  # connections taken in one turn, for the same reason
 # How late a deadline may be kept. 56 edges that idle on one machine wake up for it.
 _SWEEP_S: Final = 0.25
 _SWEEP_WRITES: Final = 256  # in one turn
 # A small body leaves in one piece with its head: one copy is cheaper than a second buffer.
 _COPY_BYTES: Final = 16 * 1024
-# Over the limit, so many more are let in to be told so: to close without having read what they sent
-# would reset them, and they would never see the 503.
-_TURNED_AWAY_MAX: Final = 128
-_TURNED_AWAY_S: Final = 1.0
 _LINGER_S: Final = 1.0  # how long a peer may take to close after us (RFC 9112 §9.6)
-# Reads for readers at once: enough that an upstream has always more to do. A task for each stream
-# whose reader comes, where 20,000 come together, would leave 5 KB of holes for each.
-_READS_AT_ONCE: Final = 128
-_PATIENCE_S: Final = 30.0  # what has waited longer for its turn is refused: who asked has left
+# Appends whose body is not whole, of 72 KiB at most: 36 MiB. More go to aiohttp, which refuses
+# those that it cannot hold.
+_UPLOADS_MAX: Final = 512
 _RETRY_S: Final = (1, 10)  # those who are turned away come back over this long
 
 # Makes what holds waiting readers.
 Parking = Callable[[Seats, Outbox, Desk, Tails, EdgeSource, CachePolicy, Clock], Parked]
-
-
-class _Gathering(Party):
-    """Readers who asked for the same chunk before the read of it began."""
-
-    __slots__ = ("asked", "key", "since_s")
-
-    def __init__(self, key: tuple[str, str, bool], since_s: float) -> None:
-        super().__init__()
-        self.key = key
-        self.since_s = since_s
-        self.asked: list[Plain] = []  # of the member at the same place
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +70,7 @@ class Bounds:
     connections: int  # those that were handed to aiohttp included
     header_timeout_s: float  # from accept, or the first byte of a head, to its end
     keepalive_timeout_s: float  # between two requests
+    body_bytes_max: int  # of an append
 
 
 class Lane:
@@ -94,6 +80,7 @@ class Lane:
         self,
         source: EdgeSource,
         tails: Tails,
+        lines: Lines,
         listener: Listener,
         prefix: str,
         policy: CachePolicy,
@@ -114,18 +101,17 @@ class Lane:
         self._bounds = bounds
         self._clock = clock
         self._epoll = select.epoll()
-        self._listening: dict[int, socket.socket] = {}
-        self._paused: set[int] = set()  # listening sockets that are let rest until the next sweep
         self._seats = Seats()
         self._outbox = Outbox()
         self._parked = parking(self._seats, self._outbox, self, tails, source, policy, clock)
+        self._doors = Doors(self._epoll, self._seats, clock, self._is_full, bounds.header_timeout_s)
+        self._gatherings = Gatherings(source, self._seats, self, clock, self._spawn)
+        self._lines = lines
+        self._writes = Writes(lines, self, prefix, clock, bounds.body_bytes_max)
+        self._uploading: set[int] = set()  # those of whose append some of the body is missing
         self._received: dict[int, bytes] = {}  # what has come of a next request
         self._catching_up: dict[int, tuple[Plain, str]] = {}  # and from which offset on
-        self._gatherings: dict[tuple[str, str, bool], _Gathering] = {}  # not begun yet
-        self._backlog: deque[_Gathering] = deque()  # of them, in order, all that may begin
-        self._reading: set[tuple[str, str, bool]] = set()  # keys of those that have begun
         self._tasks: set[asyncio.Task[None]] = set()
-        self._turned_away: set[int] = set()
         self._leave_by_s = NEVER  # once draining: nobody waits any longer
         self._idle = asyncio.Event()
 
@@ -135,6 +121,9 @@ class Lane:
     def connections(self) -> int:
         """How many are open, those of aiohttp included."""
         return self._seats.taken + self._listener.connections
+
+    def _is_full(self) -> bool:
+        return self.connections >= self._bounds.connections
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -147,30 +136,27 @@ class Lane:
         finally:
             loop.remove_reader(self._epoll.fileno())
             self._parked.close()
-            self._backlog.clear()
-            self._gatherings.clear()
+            self._gatherings.close()
+            self._lines.close()
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
             for fd, state in enumerate(self._seats.state):
                 if state != seats.FREE:
                     self.close(fd)
-            for listening in self._listening.values():
-                listening.close()
+            self._doors.close()
             self._epoll.close()
 
     def listen(self, sock: socket.socket) -> None:
         """Take connections from a socket that is bound and listens; it is closed at the end."""
-        sock.setblocking(False)
-        self._listening[sock.fileno()] = sock
-        self._epoll.register(sock.fileno(), select.EPOLLIN)
+        self._doors.listen(sock)
 
     def release(self, window_s: float) -> None:
         """Let everyone who waits go within a window, spread out, so that they do not all return at
         once."""
         now_s = self._clock.monotonic_s()
         self._leave_by_s = now_s + window_s
-        self._parked.draining = True
+        self._parked.draining = self._writes.draining = True
         for fd, state in enumerate(self._seats.state):
             if state in (seats.PARKED, seats.CATCHING_UP):
                 self._seats.wait_until(fd, self._due(now_s, self._seats.due_s[fd] - now_s))
@@ -193,8 +179,8 @@ class Lane:
     def _turn(self) -> None:
         events = _EVENTS_WHEN_BUSY if self._parked.busy else _EVENTS
         for fd, event in self._epoll.poll(0, events):
-            if fd in self._listening:
-                self._accept(self._listening[fd])
+            if fd in self._doors:
+                self._doors.accept(fd)
                 continue
             try:
                 if event & select.EPOLLOUT:
@@ -210,41 +196,9 @@ class Lane:
         if self._seats.state[fd] != seats.FREE:
             self.close(fd)
 
-    def _accept(self, listening: socket.socket) -> None:
-        due_s = self._clock.monotonic_s() + self._bounds.header_timeout_s
-        for _ in range(_ACCEPTS):
-            full = self.connections >= self._bounds.connections
-            if full and len(self._turned_away) >= _TURNED_AWAY_MAX:
-                self._pause(listening)
-                return
-            try:
-                sock, _ = listening.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno == errno.ECONNABORTED:
-                    continue
-                # No descriptor or memory is left: whoever waits goes on waiting, and so do we.
-                _log.warning("cannot accept: error=%s", error.strerror)
-                self._pause(listening)
-                return
-            fd = sock.detach()
-            os.set_blocking(fd, False)
-            if full:
-                self._turned_away.add(fd)
-                self._seats.take(fd, seats.TURNED_AWAY, self._clock.monotonic_s() + _TURNED_AWAY_S)
-            else:
-                self._seats.take(fd, seats.HEAD, due_s)
-            self._epoll.register(fd, select.EPOLLIN)
-
-    def _pause(self, listening: socket.socket) -> None:
-        """Accept no more before the next sweep: to try again at once would only spin."""
-        self._paused.add(listening.fileno())
-        self._epoll.modify(listening.fileno(), 0)
-
     def _readable(self, fd: int) -> None:
         try:
-            data = os.read(fd, _READ_BYTES)
+            data = os.read(fd, BODY_BYTES_MAX if fd in self._uploading else _READ_BYTES)
         except BlockingIOError:
             return
         except OSError:
@@ -264,6 +218,8 @@ class Lane:
                 self._receive(fd, data)
             case seats.PARTIAL:
                 self._receive(fd, self._received.pop(fd) + data)
+            case seats.WRITING:
+                self._receive(fd, self._received.pop(fd, b"") + data)
             case seats.TURNED_AWAY:
                 error = Unavailable("this edge has all the connections that it may have")
                 error.retry_after_s = random.randint(*_RETRY_S)
@@ -289,34 +245,66 @@ class Lane:
             self._ask(fd, *self._catching_up[fd])
         elif state in (seats.SENDING, seats.LEAVING, seats.DEAF):
             self._sent(fd)
+        elif state == seats.WRITING and fd in self._received:
+            self._receive(fd, self._received.pop(fd))
         if self._seats.state[fd] != seats.FREE:
             self._listen_to(fd)
 
     def _listen_to(self, fd: int) -> None:
         """Ask for the events that a connection needs now."""
         state = self._seats.state[fd]
-        more = state != seats.DEAF and len(self._received.get(fd, b"")) <= HEAD_BYTES_MAX
         rest = fd in self._outbox or state == seats.CATCHING_UP
+        more = (
+            state != seats.DEAF
+            and (len(self._received.get(fd, b"")) <= HEAD_BYTES_MAX or state == seats.PARTIAL)
+            # Whoever does not take replies to appends may not ask for more of them.
+            and not (rest and state == seats.WRITING)
+        )
         self._epoll.modify(fd, select.EPOLLIN * more | select.EPOLLOUT * rest)
 
     # --- requests --------------------------------------------------------------------------------
 
     def _receive(self, fd: int, received: bytes) -> None:
-        """Take the bytes of a next request."""
+        """Take the bytes of next requests."""
+        writes = self._seats.state[fd] == seats.WRITING or received.startswith(b"POST ")
+        if writes and self._receive_appends(fd, received):
+            return
         plain = parse_plain(received, self._prefix)
         if isinstance(plain, Plain):
             self._ask(fd, plain, plain.asked.offset)
         elif plain is not None:
             self._reply(fd, reply.refused(plain.error), keep_alive=plain.keep_alive)
-        elif not is_partial(received):
-            self._hand_over(fd, received)
+        elif is_partial(received):
+            self._await_rest(fd, received)
+        elif self._writes.is_begun(received) and len(self._uploading) < _UPLOADS_MAX:
+            self._uploading.add(fd)
+            self._await_rest(fd, received)
         else:
+            self._hand_over(fd, received)
+
+    def _receive_appends(self, fd: int, received: bytes) -> bool:
+        """Pass on the appends that have come whole; return whether any are under way, for which
+        what follows them waits."""
+        self._uploading.discard(fd)
+        if fd not in self._outbox:
+            received = self._writes.take(fd, received)
+        if fd not in self._writes:
+            return False  # nothing was taken
+        if self._seats.state[fd] != seats.WRITING:
+            self._seats.state[fd] = seats.WRITING
+            self._seats.wait_until(fd, NEVER)  # lines look after those who do not answer
+        if received:
             self._received[fd] = received
-            if self._seats.state[fd] == seats.HEAD:
-                self._seats.state[fd] = seats.PARTIAL
-                self._seats.wait_until(
-                    fd, self._clock.monotonic_s() + self._bounds.header_timeout_s
-                )
+            if len(received) > HEAD_BYTES_MAX:
+                self._listen_to(fd)  # what is more waits in the kernel
+        return True
+
+    def _await_rest(self, fd: int, received: bytes) -> None:
+        """Keep what has come of a request until there is more."""
+        self._received[fd] = received
+        if self._seats.state[fd] == seats.HEAD:
+            self._seats.state[fd] = seats.PARTIAL
+            self._seats.wait_until(fd, self._clock.monotonic_s() + self._bounds.header_timeout_s)
 
     def take_back(self, sock: socket.socket, plain: Plain) -> None:
         """Answer a read that came by aiohttp, and whatever follows on its connection."""
@@ -329,6 +317,7 @@ class Lane:
         """Let aiohttp have a connection, with every byte that came."""
         self._epoll.unregister(fd)
         self._seats.free(fd)
+        self._uploading.discard(fd)
         taking = self._listener.take(socket.socket(fileno=fd), received)
         self._spawn(taking)
 
@@ -344,65 +333,26 @@ class Lane:
 
     def _ask(self, fd: int, plain: Plain, offset: str) -> None:
         """Find a chunk for a reader, now or by a read that others share."""
-        live = plain.asked.live is not None
-        found = self._source.found(plain.path, offset, live=live)
+        found = self._source.found(plain.path, offset, live=plain.asked.live is not None)
         if found is not None:
             self._give(fd, plain, found)
             return
-        key = (plain.path, offset, live)
-        gathering = self._gatherings.get(key)
-        if gathering is None:
-            gathering = self._gatherings[key] = _Gathering(key, self._clock.monotonic_s())
-            if key not in self._reading:  # else it begins when that ends
-                self._backlog.append(gathering)
-                self._read_next()
-        if gathering.asked or key in self._reading:
-            metrics.COALESCED.inc()
         self._seats.state[fd] = seats.ASKED
         if fd not in self._catching_up:
             self._seats.wait_until(fd, NEVER)  # every read of the upstream ends in time
-        self._seats.join(fd, gathering)
-        gathering.asked.append(plain)
+        self._gatherings.join(fd, plain, offset)
 
-    def _read_next(self) -> None:
-        while self._backlog and len(self._reading) < _READS_AT_ONCE:
-            gathering = self._backlog.popleft()
-            self._reading.add(gathering.key)
-            self._spawn(self._gather(gathering))
-
-    async def _gather(self, gathering: _Gathering) -> None:
-        # Whoever comes from now on may know of more than this read finds.
-        del self._gatherings[gathering.key]
-        path, offset, live = gathering.key
-        chunk: Chunk | None = None
+    def found(self, fd: int, plain: Plain, found: Chunk | Reply) -> None:
+        """Answer a reader for whom the upstream was asked."""
         try:
-            if self._clock.monotonic_s() - gathering.since_s > _PATIENCE_S:
-                raise Unavailable("too many reads of the upstream are under way")
-            if gathering.count:
-                read = self._source.join if live else self._source.read
-                chunk = await read(path, offset)
+            if isinstance(found, Chunk):
+                self._give(fd, plain, found)
+            elif fd in self._catching_up:
+                self._end_stream(fd)
+            else:
+                self._reply(fd, found, keep_alive=plain.keep_alive)
         except Exception as error:
-            refusal = failure(error)
-        finally:
-            self._reading.discard(gathering.key)
-            following = self._gatherings.get(gathering.key)
-            if following is not None:
-                self._backlog.append(following)
-            self._read_next()
-        for given, (place, fd) in enumerate(self._seats.places(gathering), 1):
-            plain = gathering.asked[place]
-            self._seats.leave(fd)
-            try:
-                if chunk is not None:
-                    self._give(fd, plain, chunk)
-                elif fd in self._catching_up:
-                    self._end_stream(fd)
-                else:
-                    self._reply(fd, refusal, keep_alive=plain.keep_alive)
-            except Exception as error:
-                self._break_off(fd, error)
-            if given % _SWEEP_WRITES == 0:
-                await asyncio.sleep(0)
+            self._break_off(fd, error)
 
     # --- replies ---------------------------------------------------------------------------------
 
@@ -443,6 +393,18 @@ class Lane:
         except OSError:
             self.close(fd)
 
+    def passed_back(self, fd: int, replies: bytes, *, last: bool, keep_alive: bool) -> None:
+        """Send what the upstream replied to appends."""
+        try:
+            if last:
+                self._finish(fd, (replies,), keep_alive=keep_alive)
+            elif not self._outbox.send(fd, (replies,), self._clock.monotonic_s()):
+                self._await_room(fd)
+        except OSError:
+            self.close(fd)
+        except Exception as error:
+            self._break_off(fd, error)
+
     def _stream(self, fd: int, plain: Plain, chunk: Chunk) -> None:
         """Send one step of an event stream; it goes on when its reader has it."""
         now_s, now_ms = self._clock.monotonic_s(), self._clock.now_ms()
@@ -478,19 +440,21 @@ class Lane:
 
     def _sent(self, fd: int) -> None:
         """A whole reply is with the kernel."""
-        self.answered(fd, keep_alive=self._seats.state[fd] == seats.SENDING)
+        self.answered((fd,), keep_alive=self._seats.state[fd] == seats.SENDING)
 
     # --- the desk of those who are parked --------------------------------------------------------
 
-    def answered(self, fd: int, *, keep_alive: bool) -> None:
-        """Wait for the next request, or close."""
+    def answered(self, fds: Sequence[int], *, keep_alive: bool) -> None:
+        """Wait for their next requests, or close."""
         if not keep_alive:
-            self._say_goodbye(fd)
+            for fd in fds:
+                self._say_goodbye(fd)
             return
-        self._seats.state[fd] = seats.HEAD
-        self._seats.wait_until(fd, self._clock.monotonic_s() + self._bounds.keepalive_timeout_s)
-        received = self._received.pop(fd, None) if self._received else None
-        if received is not None:
+        self._seats.rest(fds, self._clock.monotonic_s() + self._bounds.keepalive_timeout_s)
+        for fd in fds if self._received else ():
+            received = self._received.pop(fd, None)
+            if received is None:
+                continue
             if len(received) > HEAD_BYTES_MAX:
                 self._listen_to(fd)
             try:
@@ -541,7 +505,9 @@ class Lane:
             self._parked.leave(fd)
         else:
             self._seats.leave(fd)
-        self._turned_away.discard(fd)
+        self._doors.left(fd)
+        self._writes.leave(fd)
+        self._uploading.discard(fd)
         self._seats.free(fd)
         self._outbox.drop(fd)
         self._received.pop(fd, None)
@@ -556,9 +522,8 @@ class Lane:
         told = [0, 0]
         while True:
             await asyncio.sleep(_SWEEP_S)
-            for listening in self._paused:
-                self._epoll.modify(listening, select.EPOLLIN)
-            self._paused.clear()
+            self._doors.reopen()
+            self._lines.expire()
             now_s = self._clock.monotonic_s()
             for fd in self._outbox.stalled(now_s):
                 self.close(fd, "stalled")
@@ -577,13 +542,16 @@ class Lane:
             metrics.CONNECTIONS.set(self.connections)
             leaving = self._seats.state.count(seats.LINGERING)
             under_way = any(waiting) or leaving or len(self._outbox) or self._catching_up
-            if not (under_way or self._gatherings or self._tasks):
+            if not (under_way or self._gatherings or self._writes or self._tasks):
                 self._idle.set()
 
     def _expire(self, fd: int) -> None:
         match self._seats.state[fd]:
             case seats.HEAD | seats.TURNED_AWAY | seats.LINGERING:
                 self.close(fd)
+            case seats.PARTIAL if fd in self._uploading:
+                # aiohttp has more patience, as long as the body goes on.
+                self._hand_over(fd, self._received.pop(fd))
             case seats.PARTIAL:
                 waited = f"no whole request within {self._bounds.header_timeout_s:g} s"
                 self._reply(fd, reply.refused(RequestTimeout(waited)), keep_alive=False)

@@ -8,14 +8,27 @@ they are. So it is only for an upstream that is known to be another Headwater.
 import asyncio
 import re
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import Final, cast
+from collections.abc import Callable
+from typing import Final, Protocol, cast
 
 from edge.upstream import outcome_unknown
 from shared.protocol.errors import Unavailable
 
 Answer = Callable[[bytes | Exception], None]
-Connect = Callable[[Callable[[], asyncio.Protocol]], Awaitable[object]]
+
+
+class Peer(Protocol):
+    """The upstream, as far as lines need it."""
+
+    @property
+    def is_headwater(self) -> bool:
+        """Whether it is known to be another Headwater, with nothing in between."""
+        ...
+
+    async def connect(self, factory: Callable[[], asyncio.Protocol]) -> object:
+        """Connect a new protocol to it."""
+        ...
+
 
 # One that breaks takes what is under way on it along; more would make each batch smaller.
 _LINES: Final = 2
@@ -26,6 +39,7 @@ _IDLE_S: Final = 15.0
 _HEAD_BYTES_MAX: Final = 16 * 1024
 _REPLY_BYTES_MAX: Final = 1024 * 1024  # of an append: its offset, or a refusal
 _END: Final = b"\r\n\r\n"
+_CLOSE: Final = b"\r\nConnection: close\r\n"  # as every Headwater spells it
 _STATUS: Final = re.compile(rb"HTTP/1\.1 ([2-5][0-9]{2}) ")
 _LENGTH: Final = re.compile(rb"\r\nContent-Length: ([0-9]{1,7})\r\n", re.IGNORECASE)
 
@@ -33,28 +47,36 @@ _LENGTH: Final = re.compile(rb"\r\nContent-Length: ([0-9]{1,7})\r\n", re.IGNOREC
 class Lines:
     """The connections that small writes share."""
 
-    def __init__(self, connect: Connect, timeout_s: float) -> None:
+    def __init__(self, upstream: Peer, timeout_s: float) -> None:
         """
         Args:
-            connect: connects a new protocol to the upstream.
             timeout_s: how long the upstream may take to connect, and to answer.
         """
-        self._connect = connect
+        self._upstream = upstream
         self._timeout_s = timeout_s
         self._lines = [_Line() for _ in range(_LINES)]
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
 
-    def send(self, request: bytes, answer: Answer) -> None:
-        """Send a request, in the order of calls as far as one line goes.
+    @property
+    def usable(self) -> bool:
+        """Whether requests may be sent. Once a reply made no sense, none are: something is in
+        between after all, and each would be in doubt."""
+        misled = any(line.misled for line in self._lines)
+        return self._upstream.is_headwater and not misled and not self._closed
+
+    def send(self, request: bytes, sender: int, answer: Answer) -> None:
+        """Send a request behind all those of the same sender.
 
         Args:
             request: whole, and of a kind that is answered with a length.
-            answer: called once, later, with the whole reply or an error.
+            answer: called once, later, with the whole reply or an error; must not raise.
 
         Raises:
             Unavailable: too much is under way. Nothing was sent.
         """
-        number, line = min(enumerate(self._lines), key=lambda one: one[1].waiting_bytes)
+        number = sender % _LINES
+        line = self._lines[number]
         if line.waiting_bytes + len(request) > _BYTES_MAX:
             raise Unavailable("too many writes wait for the upstream")
         if line.over:
@@ -74,19 +96,19 @@ class Lines:
             line.expire(now_s, self._timeout_s)
 
     def close(self) -> None:
-        """Close all lines; whoever waits is told that the outcome is unknown."""
+        """Close all lines; whoever waits is told what is known of their request."""
+        self._closed = True
         for task in self._tasks:
             task.cancel()
         for line in self._lines:
-            line.fail(outcome_unknown("this edge is stopping"))
+            line.fail("this edge is stopping")
 
     async def _open(self, line: "_Line") -> None:
         try:
             async with asyncio.timeout(self._timeout_s):
-                await self._connect(lambda: line)
+                await self._upstream.connect(lambda: line)
         except (OSError, TimeoutError) as error:
-            reason = str(error) or "no connection in time"
-            line.fail(Unavailable(f"the upstream cannot be reached: {reason}"))
+            line.fail(str(error) or "no connection in time")
 
 
 class _Line(asyncio.Protocol):
@@ -95,6 +117,7 @@ class _Line(asyncio.Protocol):
     def __init__(self) -> None:
         self.begun = False  # it is open, or about to be
         self.over = False
+        self.misled = False  # by what is at the other end
         self.waiting_bytes = 0
         self._transport: asyncio.Transport | None = None
         self._unsent: list[bytes] = []
@@ -113,22 +136,30 @@ class _Line(asyncio.Protocol):
 
     def expire(self, now_s: float, timeout_s: float) -> None:
         if self._answers and now_s - self._answers[0][2] > timeout_s:
-            self.fail(outcome_unknown(f"no answer within {timeout_s:g} s"))
+            self.fail(f"no answer within {timeout_s:g} s")
         elif self.begun and not self._answers and now_s - self._active_s > _IDLE_S:
-            self.fail(outcome_unknown("closed"))  # nobody waits
+            self.fail("closed")  # nobody waits
 
-    def fail(self, error: Exception) -> None:
-        """Close, and tell everyone who waits."""
+    def fail(self, reason: str, *, ignored: bool = False) -> None:
+        """Close, and tell everyone who waits.
+
+        Args:
+            ignored: the upstream has said that it has not looked at what is not answered.
+        """
         transport, self._transport = self._transport, None
         if transport is not None:
             transport.abort()
         self.over = True
-        self._unsent.clear()
         self._received = b""
         self.waiting_bytes = 0
         answers, self._answers = self._answers, deque()
-        for answer, _, _ in answers:
-            answer(error)
+        in_doubt = 0 if ignored else len(answers) - len(self._unsent)
+        self._unsent.clear()
+        for number, (answer, _, _) in enumerate(answers):
+            if number < in_doubt:
+                answer(outcome_unknown(reason))
+            else:
+                answer(Unavailable(f"the upstream cannot be reached: {reason}"))
 
     # --- what asyncio tells ----------------------------------------------------------------------
 
@@ -141,22 +172,34 @@ class _Line(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._transport is not None:  # else it was given up before
-            self.fail(outcome_unknown(str(exc or "the connection was closed")))
+            self.fail(str(exc or "the connection was closed"))
 
     def data_received(self, data: bytes) -> None:
         data = self._received + data if self._received else data
         at = 0
-        while self._answers and (end := _reply_end(data, at)):
-            if end < 0:
-                self.fail(outcome_unknown("the reply makes no sense"))
+        while self._answers:
+            try:
+                head_end, end = _find_reply(data, at)
+            except ValueError:
+                self.misled = True
+                self.fail("the reply makes no sense")
                 return
+            if not end:
+                break
             answer, size, _ = self._answers.popleft()
             self.waiting_bytes -= size
+            closing = data.find(_CLOSE, at, head_end)
+            if closing >= 0:
+                # That is said of this connection, and whatever came after it is not looked at (RFC
+                # 9112 §9.6).
+                answer(data[at:closing] + data[closing + len(_CLOSE) - 2 : end])
+                self.fail("it closes this connection", ignored=True)
+                return
             answer(data[at:end])
             at = end
         self._received = data[at:]
         if self._received and not self._answers:
-            self.fail(outcome_unknown("a reply to nothing"))
+            self.fail("a reply to nothing")
 
     def _flush(self) -> None:
         unsent, self._unsent = self._unsent, []
@@ -164,18 +207,25 @@ class _Line(asyncio.Protocol):
             self._transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
 
 
-def _reply_end(data: bytes, at: int) -> int:
-    """Return where the reply that begins at `at` ends; 0: it is not whole yet, -1: it is none."""
+def _find_reply(data: bytes, at: int) -> tuple[int, int]:
+    """Return where the head of the reply that begins at `at` ends, and where all of it does; 0: it
+    is not here yet.
+
+    Raises:
+        ValueError: it is no reply of the kind that is expected.
+    """
     head_end = data.find(_END, at)
     if head_end < 0:
-        return -1 if len(data) - at > _HEAD_BYTES_MAX else 0
+        if len(data) - at > _HEAD_BYTES_MAX:
+            raise ValueError
+        return 0, 0
     status = _STATUS.match(data, at)
     if status is None:
-        return -1
-    end = head_end + len(_END)
+        raise ValueError
+    end = head_end = head_end + len(_END)
     if status[1] not in (b"204", b"304"):
         length = _LENGTH.search(data, at, end)
         if length is None or int(length[1]) > _REPLY_BYTES_MAX:
-            return -1
+            raise ValueError
         end += int(length[1])
-    return end if len(data) >= end else 0
+    return head_end, end if len(data) >= end else 0

@@ -8,6 +8,8 @@ import asyncio
 import os
 import random
 from collections import deque
+from collections.abc import Sequence
+from itertools import repeat
 from typing import Final, Protocol
 
 from edge.outbox import Outbox
@@ -37,8 +39,8 @@ _PASSES_MAX: Final = 16
 class Desk(Protocol):
     """Where descriptors come from, and go to when they have their bytes."""
 
-    def answered(self, fd: int, *, keep_alive: bool) -> None:
-        """A reply is with the kernel."""
+    def answered(self, fds: Sequence[int], *, keep_alive: bool) -> None:
+        """Their replies are with the kernel."""
         ...
 
     def unsent(self, fd: int, payload: bytes, sent: int, *, keep_alive: bool | None) -> None:
@@ -74,6 +76,11 @@ class Group(Party):
     def streams(self) -> bool:
         """Whether their replies go on after this one."""
         return self.plain.asked.live is Live.SSE
+
+    @property
+    def over(self) -> bool:
+        """Whether it takes no more readers: it has news, or is no more."""
+        return self.crowd.groups.get(self.key) is not self or self.crowd.tail.failed is not None
 
 
 class _Crowd:
@@ -146,6 +153,7 @@ class Parked:
         self._stirred: dict[_Crowd, None] = {}  # a set that keeps order
         self._looking: list[Group] = []  # of those that were stirred first
         self._passes: deque[_Pass] = deque()
+        self._last: Group | None = None  # that somebody joined
         self._turn: asyncio.Handle | None = None
         self.polls = 0
         self.streams = 0
@@ -158,6 +166,21 @@ class Parked:
 
     def park(self, fd: int, plain: Plain, chunk: Chunk) -> None:
         """Let a reader wait for what follows a chunk; the state of its seat is the caller's."""
+        group = self._last
+        # A crowd comes back with the same words to the same place, and these are the same objects.
+        if group is None or group.plain is not plain or group.chunk is not chunk or group.over:
+            group = self._last = self._group(plain, chunk)
+        self._seats.join(fd, group)
+        if group.streams:
+            self.streams += 1
+        else:
+            self.polls += 1
+        if group.count == 1:
+            # The tail may have moved since the chunk was read.
+            self.stir(group.crowd)
+
+    def _group(self, plain: Plain, chunk: Chunk) -> Group:
+        """Return the group of whoever asks so at that place, found or new."""
         crowd = self._crowds.get(plain.path)
         if crowd is None or crowd.tail.failed is not None:
             crowd = _Crowd(self, plain.path, self._tails.hold(plain.path))
@@ -167,14 +190,7 @@ class Parked:
         group = crowd.groups.get(key)
         if group is None:
             group = crowd.groups[key] = Group(crowd, key, plain, chunk, self._clock.monotonic_s())
-        self._seats.join(fd, group)
-        if group.streams:
-            self.streams += 1
-        else:
-            self.polls += 1
-        if group.count == 1:
-            # The tail may have moved since the chunk was read.
-            self.stir(crowd)
+        return group
 
     def leave(self, fd: int) -> None:
         """Forget a reader who has left."""
@@ -334,41 +350,66 @@ class Parked:
         """Write to the next members of the first pass; return how many places it went on."""
         work = self._passes.popleft()
         group, payload, size = work.group, work.payload, len(work.payload)
-        party, place, fds = self._seats.party, self._seats.place, group.fds
-        behind = self._outbox if group.streams and len(self._outbox) else ()
-        count = len(fds)
-        began, work.done = work.done, min(count, work.done + budget)
-        for number in range(work.first + began, work.first + work.done):
-            at = number if number < count else number - count
-            fd = fds[at]
-            if party[fd] is not group or place[fd] != at:
-                continue  # it has left, and the descriptor may be another reader's by now
-            if fd in behind:
-                self._add(work, fd)
-                continue
-            try:
-                sent = os.write(fd, payload)
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                self._desk.close(fd)
-                continue
-            if work.ends:
-                party[fd] = None
-                group.count -= 1
-                self._count_out(group)
-                work.answered += 1
-                if sent == size:
-                    self._desk.answered(fd, keep_alive=work.keep_alive)
-                else:
-                    self._desk.unsent(fd, payload, sent, keep_alive=work.keep_alive)
-            elif sent != size:
-                self._desk.unsent(fd, payload, sent, keep_alive=None)
-        if work.done < count:
+        began = work.done
+        fds = self._next_of(work, budget)
+        if group.streams and len(self._outbox):
+            fds = self._put_behind(work, fds)
+        each = _write_each(fds, payload)
+        short: list[tuple[int, int]] = []
+        if each.count(size) != len(fds):
+            for fd, sent in zip(fds, each, strict=True):
+                if sent < 0:
+                    self._desk.close(fd)
+                elif sent < size:
+                    short.append((fd, sent))
+            fds = [fd for fd, sent in zip(fds, each, strict=True) if sent == size]
+        if work.ends:
+            self._release(work, fds)
+            self._release(work, [fd for fd, _ in short])
+            self._desk.answered(fds, keep_alive=work.keep_alive)
+        for fd, sent in short:
+            keep_alive = work.keep_alive if work.ends else None
+            self._desk.unsent(fd, payload, sent, keep_alive=keep_alive)
+        if work.done < len(group.fds):
             self._passes.append(work)
         else:
             self._finish(work)
         return work.done - began + 1
+
+    def _next_of(self, work: _Pass, budget: int) -> Sequence[int]:
+        """Return who is at the next places of a pass, and has not left."""
+        group, count = work.group, len(work.group.fds)
+        # Whoever has its last bytes is counted no more: then all that are left are at these places.
+        all_here = group.count == (count - work.done if work.ends else count)
+        began, work.done = work.done, min(count, work.done + budget)
+        first, end = work.first + began, work.first + work.done
+        if all_here and end <= count:
+            return group.fds[first:end]
+        if all_here and first >= count:
+            return group.fds[first - count : end - count]
+        party, place = self._seats.party, self._seats.place
+        found = []
+        for number in range(first, end):
+            at = number if number < count else number - count
+            fd = group.fds[at]
+            # Else it has left, and the descriptor may be another reader's by now.
+            if party[fd] is group and place[fd] == at:
+                found.append(fd)
+        return found
+
+    def _release(self, work: _Pass, fds: Sequence[int]) -> None:
+        """Let members go who have their last bytes, or will have."""
+        self._seats.part(work.group, fds)
+        self._count_out(work.group, len(fds))
+        work.answered += len(fds)
+
+    def _put_behind(self, work: _Pass, fds: Sequence[int]) -> list[int]:
+        """Put a payload behind what readers have still to get; return those who have it all."""
+        free = [fd for fd in fds if fd not in self._outbox]
+        for fd in fds if len(free) < len(fds) else ():
+            if fd in self._outbox:
+                self._add(work, fd)
+        return free
 
     def _add(self, work: _Pass, fd: int) -> None:
         """Put a payload behind what a reader has still to get, unless it is too slow for that."""
@@ -421,6 +462,8 @@ class Parked:
     def _take_out(self, group: Group) -> None:
         if group.crowd.groups.get(group.key) is group:
             del group.crowd.groups[group.key]
+        if self._last is group:
+            self._last = None
 
     def _part(self, crowd: _Crowd) -> None:
         """Let go of a stream that nobody waits on."""
@@ -430,11 +473,11 @@ class Parked:
             if self._crowds.get(crowd.path) is crowd:
                 del self._crowds[crowd.path]
 
-    def _count_out(self, group: Group) -> None:
+    def _count_out(self, group: Group, count: int = 1) -> None:
         if group.streams:
-            self.streams -= 1
+            self.streams -= count
         else:
-            self.polls -= 1
+            self.polls -= count
 
     def _key(self, plain: Plain, chunk: Chunk) -> _Key:
         """Return what makes the next bytes of a reader: where it is, and what it asked for."""
@@ -446,3 +489,22 @@ class Parked:
             return chunk.next, asked.live, cursor, False, None, False
         from_now = asked.offset == names.NOW
         return chunk.next, None, cursor, from_now, asked.if_none_match, plain.keep_alive
+
+
+def _write_each(fds: Sequence[int], payload: bytes) -> list[int]:
+    """Write the same to each descriptor; return how many bytes each took, -1 for one that is
+    broken.
+
+    A loop in the interpreter would cost half of what the kernel does; `map` and `extend` are one in
+    C, and `extend` keeps what it has when a write fails.
+    """
+    sent: list[int] = []
+    writes = map(os.write, fds, repeat(payload))
+    while len(sent) < len(fds):
+        try:
+            sent.extend(writes)
+        except BlockingIOError:
+            sent.append(0)
+        except OSError:
+            sent.append(-1)
+    return sent

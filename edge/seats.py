@@ -1,7 +1,7 @@
 """Seats: what is known of each connection, in a few bytes by its descriptor."""
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 FREE: Final = 0  # not a connection of the lane
@@ -15,6 +15,7 @@ LEAVING: Final = 7  # the rest of its last reply; then it is closed
 TURNED_AWAY: Final = 8  # over the limit: its request is read, then refused
 DEAF: Final = 9  # as LEAVING, and its peer has sent its last: there is nothing to read
 LINGERING: Final = 10  # it has its last reply and our goodbye, and may still say something
+WRITING: Final = 11  # appends of it are under way at the upstream
 
 NEVER: Final = float("inf")
 
@@ -66,6 +67,14 @@ class Seats:
         if due_s < self._soonest_s:
             self._soonest_s = due_s
 
+    def rest(self, fds: Sequence[int], due_s: float) -> None:
+        """Let many wait until then for their next request."""
+        state, due = self.state, self.due_s
+        for fd in fds:
+            state[fd] = HEAD
+            due[fd] = due_s
+        self._soonest_s = min(self._soonest_s, due_s)
+
     def due(self, now_s: float) -> list[int]:
         """Return the descriptors whose wait is over.
 
@@ -102,6 +111,13 @@ class Seats:
             self.party[fd] = None
             party.count -= 1
         return party
+
+    def part(self, party: Party, fds: Sequence[int]) -> None:
+        """Let members of a party wait no more."""
+        of = self.party
+        for fd in fds:
+            of[fd] = None
+        party.count -= len(fds)
 
     def places(self, party: Party) -> Iterator[tuple[int, int]]:
         """Yield (place, descriptor) of who waits, in order; any may leave meanwhile."""

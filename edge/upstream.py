@@ -2,8 +2,8 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote, urlencode
@@ -16,10 +16,12 @@ from shared import metrics
 from shared.protocol import caching, jsonmode, media, names
 from shared.protocol.chunk import Chunk
 from shared.protocol.errors import ProtocolError, Unavailable
+from shared.protocol.reply import COMMON_HEADERS
 from shared.protocol.request import Live
 
 # Shorter than any server keeps an idle connection, so that none closes under a request.
 _KEEPALIVE_S: Final = 15.0
+_GREETING_S: Final = 1.0  # a start is not held up for longer
 # A foreign server may cut its reads where it likes; more than this is not a chunk.
 _BODY_BYTES_MAX: Final = 320 * 1024 * 1024
 # Refusals pass these on; what else a server says of itself stays with it.
@@ -102,8 +104,12 @@ class Upstream:
             socket: Unix socket to connect to instead.
         """
         self._url = url.rstrip("/")
+        self._socket = socket
         self._prefix = prefix
         self._timeout_s = timeout_s
+        # Whether it is one of ours, with nothing in between, as its last reply has it. Unix sockets
+        # are between processes of one service.
+        self.is_headwater = socket is not None
         self.reads = asyncio.Semaphore(connections)
         self.waits = asyncio.Semaphore(connections)
         connector = (
@@ -123,6 +129,33 @@ class Upstream:
     async def close(self) -> None:
         """Close all connections."""
         await self._session.close()
+
+    async def connect(self, factory: Callable[[], asyncio.Protocol]) -> None:
+        """Connect a protocol of somebody else's."""
+        loop = asyncio.get_running_loop()
+        if self._socket is not None:
+            await loop.create_unix_connection(factory, str(self._socket))
+            return
+        url = URL(self._url)
+        assert url.host is not None
+        assert url.port is not None
+        await loop.create_connection(factory, url.host, url.port, ssl=url.scheme == "https" or None)
+
+    async def greet(self) -> None:
+        """Learn whether it is one of ours, if it says so soon; else its first reply tells."""
+        if self.is_headwater:
+            return
+        with suppress(Unavailable, BrokeOff, aiohttp.ClientError, TimeoutError):
+            async with (
+                asyncio.timeout(min(self._timeout_s, _GREETING_S)),
+                self.pass_on("GET", "/health", {}, None),
+            ):
+                pass
+
+    def _look_at(self, reply: aiohttp.ClientResponse) -> None:
+        if self._socket is None:
+            ours = reply.headers.get("Server") == COMMON_HEADERS["Server"]
+            self.is_headwater = ours and "Via" not in reply.headers
 
     async def read(self, path: str, offset: str, held: Chunk | None = None) -> Chunk:
         """Read what is at an offset now.
@@ -197,6 +230,7 @@ class Upstream:
         except aiohttp.ClientConnectorError as error:
             raise Unavailable(f"the upstream cannot be reached: {error.os_error}") from None
         async with reply:
+            self._look_at(reply)
             yield reply
 
     @asynccontextmanager
@@ -219,6 +253,7 @@ class Upstream:
             async with self._session.get(
                 url, headers=headers, timeout=timeout, allow_redirects=False
             ) as reply:
+                self._look_at(reply)
                 outcome = str(reply.status)
                 if reply.status not in (200, 204, 304):
                     await _refuse(reply)

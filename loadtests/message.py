@@ -7,7 +7,7 @@ append to a plain stream is one message; to a JSON stream, an array of them as s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -76,21 +76,30 @@ def sign(template: bytes, connection: int, number: int) -> bytes:
     return template.replace(_BLANK, _NAME % (connection, number))
 
 
-def names(shape: Shape, stored: bytes) -> Iterator[tuple[int, int]]:
+def names(shape: Shape, pieces: Iterable[bytes]) -> Iterator[tuple[int, int]]:
     """Yield connection and number of each whole append in what a stream holds.
+
+    Args:
+        pieces: of the stream, in order; no more is held of it than one of them and one append.
 
     Raises:
         Damaged: an append is not, byte for byte, what its first message says it is.
     """
     blank = b"".join(shape.texts())
-    if len(stored) % len(blank):
-        raise Damaged(f"{len(stored)} bytes are no whole number of appends of {len(blank)}")
-    for at in range(0, len(stored), len(blank)):
-        name = stored[at : at + _NAME_BYTES]
-        try:
-            connection, number = int(name[:6]), int(name[7:17])
-        except ValueError:
-            raise Damaged(f"at byte {at}: not a message: {name!r}") from None
-        if stored[at : at + len(blank)] != sign(blank, connection, number):
-            raise Damaged(f"at byte {at}: not what was appended as {name!r}")
-        yield connection, number
+    before, rest = 0, b""
+    for piece in pieces:
+        rest += piece
+        whole = len(rest) - len(rest) % len(blank)
+        for at in range(0, whole, len(blank)):
+            name = rest[at : at + _NAME_BYTES]
+            try:
+                connection, number = int(name[:6]), int(name[7:17])
+            except ValueError:
+                raise Damaged(f"at byte {before + at}: not a message: {name!r}") from None
+            if rest[at : at + len(blank)] != sign(blank, connection, number):
+                raise Damaged(f"at byte {before + at}: not what was appended as {name!r}")
+            yield connection, number
+        before, rest = before + whole, rest[whole:]
+    if rest:
+        size = before + len(rest)
+        raise Damaged(f"{size} bytes are no whole number of appends of {len(blank)}")

@@ -22,7 +22,7 @@ PANELS: Final = {
 }
 _WIDTH: Final = 440  # of one panel
 _HEIGHT: Final = 320
-_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 20, 40, 45  # around the field of a panel
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 36, 40, 45  # around the field of a panel
 _LINE: Final = 18  # of the legend
 _COLOURS: Final = ("#0b6e4f", "#c84630", "#3d5a80", "#e0a030", "#7a4988", "#555555")
 

@@ -15,7 +15,10 @@ PROC: Final = Path("/proc")
 # A process's CPU clock in nanoseconds, as clock_getcpuclockid(3) builds its id. The ticks of
 # /proc/PID/stat are 10 ms, longer than a whole delivery to a thousand readers takes.
 _CPU_CLOCK: Final = 2
-QUIET_SHARE: Final = 0.1  # of one core; a server that idles stays below it, one that works does not
+# Of one core; a server that idles stays below it, one that works does not. Each of its processes
+# has timers besides, which come in bursts.
+QUIET_SHARE: Final = 0.1
+_TIMERS_SHARE: Final = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,14 @@ class Tree:
         """Return those whose names, as `ps` shows them, start with one of these words."""
         return Tree.of(pid for pid in self.pids if process_name(pid).startswith(starts))
 
+    def resident_bytes(self) -> int:
+        """Return the sum of what each has resident, shared pages counted by each: at once."""
+        pages = 0
+        for pid in self.pids:
+            with suppress(OSError):
+                pages += int((PROC / str(pid) / "statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
     def peak_bytes(self) -> int:
         """Return the sum of the most that each of them ever had resident, since reset_peak."""
         return sum(_status_bytes(pid, "VmHWM") for pid in self.pids)
@@ -102,10 +113,11 @@ class Tree:
         """
         began = last_busy = seen = time.monotonic()
         cpu = self.cpu_s()
+        share = QUIET_SHARE + _TIMERS_SHARE * len(self.pids)
         while seen - last_busy < quiet_s and seen - began < limit_s:
             time.sleep(0.02)
             now, now_cpu = time.monotonic(), self.cpu_s()
-            if now_cpu - cpu > QUIET_SHARE * (now - seen):
+            if now_cpu - cpu > share * (now - seen):
                 last_busy = now
             seen, cpu = now, now_cpu
         return last_busy if seen - last_busy >= quiet_s else None

@@ -20,7 +20,8 @@ from typing import Any, Final
 import orjson
 
 _PACKAGES: Final = ("aiohttp", "uvloop", "apsw", "orjson", "redis")
-_DISK_BLOCK: Final = bytes(4096)
+_DISK_BLOCK_BYTES: Final = 4096
+LARGE_BLOCK_BYTES: Final = 1024 * 1024
 
 
 @dataclass(slots=True)
@@ -57,6 +58,7 @@ class Result:
             f"Linux {self.machine['kernel']}; Python {self.machine['python']}; "
             f"{disk['filesystem']}, 4 KB append + fdatasync "
             f"{disk['per_s']:,.0f}/s (p50 {disk['ms_p50']:.2f} ms)",
+            *_large_writes(self.machine),
             "",
             table(
                 ["", *self.columns.values()],
@@ -81,6 +83,13 @@ class Result:
                 for figure in figures
                 if self.servers[name].get(figure) and self.servers[reference].get(figure)
             }
+
+
+def _large_writes(machine: Mapping[str, Any]) -> list[str]:
+    if "disk_large" not in machine:
+        return []
+    rates = " and ".join(f"{one['bytes_per_s'] / 1e6:,.0f}" for one in machine["disk_large"])
+    return [f"1 MB writes + fdatasync, before and after: {rates} MB/s"]
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
@@ -156,21 +165,24 @@ def _cpu_model() -> str:
     return platform.machine()
 
 
-def disk(folder: Path, seconds: float = 1.0) -> dict[str, Any]:
-    """Append 4 KB and fdatasync, over and over: what one durable write at a time can reach."""
-    times = array("d")
+def disk(
+    folder: Path, seconds: float = 1.0, block_bytes: int = _DISK_BLOCK_BYTES
+) -> dict[str, Any]:
+    """Append a block and fdatasync, over and over: what one durable write at a time can reach."""
+    times, block = array("d"), os.urandom(block_bytes)
     with tempfile.NamedTemporaryFile(dir=folder) as file:
         handle = file.fileno()
         deadline = time.monotonic() + seconds
         while not times or time.monotonic() < deadline:
             began = time.monotonic()
-            os.write(handle, _DISK_BLOCK)
+            os.write(handle, block)
             os.fdatasync(handle)
             times.append(time.monotonic() - began)
     return {
         "folder": str(folder),
         "filesystem": filesystem(folder),
         "per_s": len(times) / sum(times),
+        "bytes_per_s": block_bytes * len(times) / sum(times),
         **milliseconds(times),
     }
 

@@ -294,4 +294,6 @@ class _Swarm:
 
 def swarm(pipe: Pipe, order: SwarmOrder) -> None:
     """Hold the readers of one order, and report as the parent asks."""
+    # Readers on machines of their own would not interrupt the server at each byte that they get.
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     _Swarm(pipe, order).run()

@@ -1,4 +1,4 @@
-"""A client process that appends; each connection sends the next when the last is answered."""
+"""A client process that appends: each connection when its last is answered, or all at a rate."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import select
 import socket
 import time
 from array import array
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -19,6 +19,7 @@ from loadtests.message import Shape, sign
 
 GO: Final = "go"
 _DRAIN_S: Final = 30.0  # how long answers may be late after the last append was sent
+_SPIN_S: Final = 0.001
 _NO_CONTENT: Final = b"HTTP/1.1 204"
 
 
@@ -32,6 +33,7 @@ class WriteOrder:
     connections_total: int  # over all processes
     shape: Shape
     seconds: float
+    per_s: float = 0.0  # appends of this process; 0: each connection sends when it is answered
 
     def streams_of(self, connection: int) -> Sequence[int]:
         """Return the streams to which a connection appends in turn; together they cover all."""
@@ -106,26 +108,15 @@ class _Writers:
                 self._report.sent.setdefault(at, {})[number] = sent
             self._adopt(writer)
 
-    def run(self, seconds: float) -> WriteReport:
+    def run(self, seconds: float, per_s: float) -> WriteReport:
         """Append for this long, then wait for the answers that are due."""
         report = self._report
         cpu = time.process_time()
         report.began = report.ended = time.monotonic()
-        deadline = report.began + seconds
-        for writer in self._by_fd.values():
-            self._send_next(writer)
-        waiting = len(self._by_fd)
-        while waiting and time.monotonic() < deadline + _DRAIN_S:
-            for fd, events in self._epoll.poll(1.0):
-                writer = self._by_fd[fd]
-                if events & select.EPOLLOUT:
-                    self._send_rest(writer)
-                if not events & ~select.EPOLLOUT or not self._settled(writer):
-                    continue
-                if time.monotonic() < deadline and writer.sock.fileno() >= 0:
-                    self._send_next(writer)
-                else:
-                    waiting -= 1
+        if per_s:
+            self._keep_pace(report.began, seconds, per_s)
+        else:
+            self._keep_all_busy(report.began + seconds)
         report.cpu_s = time.process_time() - cpu
         for writer in self._by_fd.values():
             if writer.sent_at:
@@ -134,19 +125,65 @@ class _Writers:
         self._epoll.close()
         return report
 
+    def _keep_all_busy(self, deadline: float) -> None:
+        for writer in self._by_fd.values():
+            self._send_next(writer)
+        waiting = len(self._by_fd)
+        while waiting and time.monotonic() < deadline + _DRAIN_S:
+            for writer in self._answered(1.0):
+                if time.monotonic() < deadline and writer.sock.fileno() >= 0:
+                    self._send_next(writer)
+                else:
+                    waiting -= 1
+
+    def _keep_pace(self, began: float, seconds: float, per_s: float) -> None:
+        """Send when the next one is due, on whatever connection is free.
+
+        If none is, its time counts from when it was due: what a server that stalls holds up counts.
+        """
+        free = deque(self._by_fd.values())
+        total, at = round(seconds * per_s), 0
+        # An epoll waits whole milliseconds, and wakes late: where the next one is far away, the last
+        # of them is spent asking. Often it would take the core that the server needs.
+        spin_s = _SPIN_S if per_s * _SPIN_S < 0.25 else 0.0
+        freed = began  # when a connection was free again, after none was
+        deadline = began + seconds + _DRAIN_S
+        while (at < total or len(free) < len(self._by_fd)) and time.monotonic() < deadline:
+            due, now = began + at / per_s, time.monotonic()
+            if at < total and now >= due and free:
+                self._send_next(free.popleft(), due if due < freed else now)
+                at += 1
+                continue
+            none = not free
+            wait_s = max(0.0, due - now - spin_s) if at < total and free else 1.0
+            free += (w for w in self._answered(wait_s) if w.sock.fileno() >= 0)
+            if none and free:
+                freed = time.monotonic()
+
+    def _answered(self, wait_s: float) -> list[_Writer]:
+        """Return the connections whose appends are answered, or given up, within a wait."""
+        answered = []
+        for fd, events in self._epoll.poll(wait_s):
+            writer = self._by_fd[fd]
+            if events & select.EPOLLOUT:
+                self._send_rest(writer)
+            if events & ~select.EPOLLOUT and self._settled(writer):
+                answered.append(writer)
+        return answered
+
     def _adopt(self, writer: _Writer) -> None:
         writer.sock.setblocking(False)
         writer.blocked = False
         self._by_fd[writer.sock.fileno()] = writer
         self._epoll.register(writer.sock, select.EPOLLIN)
 
-    def _send_next(self, writer: _Writer) -> None:
+    def _send_next(self, writer: _Writer, since: float | None = None) -> None:
         writer.turn = (writer.turn + 1) % len(writer.heads)
         sent = writer.sent[writer.turn]
         body = sign(self._template, writer.number, sent.count)
         sent.count += 1
         writer.unsent = writer.heads[writer.turn] + body
-        writer.sent_at = time.monotonic()
+        writer.sent_at = time.monotonic() if since is None else since
         self._send_rest(writer)
 
     def _send_rest(self, writer: _Writer) -> None:
@@ -218,4 +255,4 @@ def write(pipe: Pipe, order: WriteOrder) -> None:
     writers = _Writers(order)
     pipe.send(Ready())
     assert pipe.recv() == GO
-    pipe.send(writers.run(order.seconds))
+    pipe.send(writers.run(order.seconds, order.per_s))

@@ -10,13 +10,14 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, cast
 
 import apsw
 
 from origin.cleaner import PACKS_SCHEMA, Store
-from origin.database import Database
+from origin.database import Database, is_summed, told, wrong_pages
 from origin.frame import CorruptLog, decode_frame
 from origin.index import EXTENT, Index, extent_of
 from origin.journal import Batch, DiskFull, Extent, Journal, Stored
@@ -78,13 +79,17 @@ def _check(folder: Path) -> Iterator[str]:
             yield from _Folder(journal, packs, index).faults()
 
 
-def _pages(database: Database) -> Iterator[str]:
+def _pages(database: Database) -> list[str]:
     try:
-        for (told,) in database.writer.execute(f"PRAGMA integrity_check({_PAGE_FAULTS})"):
-            if told != "ok":
-                yield str(told)
+        rows = database.writer.execute(f"PRAGMA integrity_check({_PAGE_FAULTS})").fetchall()
+        faults = [str(row[0]) for row in rows if row != ("ok",)]
     except apsw.Error as error:
-        yield f"{type(error).__name__}: {error}"
+        faults = [told(error)]
+    if not (faults and is_summed(database.writer)):
+        return faults
+    # Those are the cause, and all else is what follows from it.
+    numbers = islice(wrong_pages(database.path), _PAGE_FAULTS)
+    return [f"page {number}: the checksum is wrong" for number in numbers] or faults
 
 
 class _Folder:

@@ -12,7 +12,7 @@ import orjson
 
 from origin import compact
 from origin.compact import Joined, Pack, Part
-from origin.database import Database, empty_log, is_full, one
+from origin.database import Database, empty_log, is_full, one, reading
 from origin.frame import CorruptLog
 from origin.index import EXTENT, PUT_EXTENTS, Index, extent_of, extent_row
 from origin.journal import DiskFull, JournalFailed
@@ -144,7 +144,8 @@ class Cleaner:
         self._packs = packs
         self._started_s = self._rested_s = time.monotonic()
         self._damaged: set[int] = set()  # blobs that are left alone, until the next start
-        self._next_pack: int = one(index.database.writer, "SELECT next_pack FROM applied")[0]
+        with reading(index.path):
+            self._next_pack: int = one(index.database.writer, "SELECT next_pack FROM applied")[0]
         with suppress(DiskFull):  # their numbers are used again, and so is their space
             packs.remove_from(self._next_pack)
 

@@ -1,4 +1,9 @@
-"""Database: how this origin opens SQLite files, copies their logs, and tells what went wrong."""
+"""Database: how this origin opens SQLite files, copies their logs, and tells what went wrong.
+
+Pages may have checksums, which SQLite's own checksum VFS writes and verifies, in C, whenever a page
+leaves for the file or comes from it. It sits on top of whatever is the default VFS when this module
+is imported, and leaves files alone that have none.
+"""
 
 import errno
 import os
@@ -9,11 +14,23 @@ from pathlib import Path
 from typing import Any, Final
 
 import apsw
+from apsw import sqlite_extra
 
 from origin.frame import CorruptLog
 
 _APPLICATION_ID: Final = 0x48574A31  # "HWJ1"
+_SUM_BYTES: Final = 8  # at the end of each page; any other number switches checksums off
 BUSY_MS: Final = 10_000  # only a checkpoint and a commit ever meet, for milliseconds
+
+
+def load_sums() -> None:
+    """Let pages be summed, and verified, on top of what is the default VFS now."""
+    connection = apsw.Connection(":memory:")
+    sqlite_extra.load(connection, "cksumvfs")
+    connection.close()
+
+
+load_sums()
 
 
 class Database:
@@ -28,6 +45,7 @@ class Database:
         version: int = 0,
         remedy: str = "",
         pages: str = "",
+        summed: bool = False,
         look: Callable[[apsw.Connection], None] = lambda connection: None,
     ) -> None:
         """Open or create a file.
@@ -36,6 +54,8 @@ class Database:
             version: of its format, as `PRAGMA user_version`.
             remedy: what to do about a file of another format, for the error.
             pages: pragmas that only an empty file takes.
+            summed: whether its pages have checksums. One wrong bit makes a whole page unreadable,
+                so that is for rows that have no checksum of their own.
             look: called before anything is written.
 
         Raises:
@@ -51,7 +71,7 @@ class Database:
             # A start that is refused leaves the files as it found them. Closing would copy the WAL
             # up to the damage into the database and delete the rest: the next start would see none.
             self.writer.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-            self._prepare(schema, version, remedy, pages, look)
+            self._prepare(schema, version, remedy, pages, summed, look)
 
     def reader(self) -> apsw.Connection:
         """Return this thread's own read connection."""
@@ -94,6 +114,7 @@ class Database:
         version: int,
         remedy: str,
         pages: str,
+        summed: bool,
         look: Callable[[apsw.Connection], None],
     ) -> None:
         writer = self.writer
@@ -101,6 +122,8 @@ class Database:
         tables = one(writer, "SELECT count(*) FROM sqlite_schema")[0]
         if tables and found != _APPLICATION_ID:
             raise CorruptLog(f"{self.path}: is not a Headwater database")
+        if tables and not summed and (found := _tables(writer)) != _tables_of(schema):
+            raise CorruptLog(f"{self.path}: has the tables {found}, expected {_tables_of(schema)}")
         look(writer)
         format_ = one(writer, "PRAGMA user_version")[0]
         if tables and format_ != version:
@@ -108,6 +131,8 @@ class Database:
                 f"{self.path}: has format {format_}, this version of Headwater needs {version}"
                 f"{remedy}"
             )
+        if not tables and summed:
+            writer.reserve_bytes("main", _SUM_BYTES)
         if not tables and pages:
             writer.execute(pages)
         writer.pragma("journal_mode", "WAL")
@@ -120,6 +145,59 @@ class Database:
             writer.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             writer.execute(f"PRAGMA user_version = {version}")
         writer.execute(schema)
+        if summed and not is_summed(writer):
+            raise CorruptLog(f"{self.path}: its header says that pages have no checksums")
+
+
+def _tables(connection: apsw.Connection) -> list[str]:
+    """Return what tables there are, to the byte: a key that is no key any more finds nothing."""
+    rows: list[tuple[Any, ...]] = connection.execute(
+        "SELECT CAST(concat_ws(' ', type, name, tbl_name, sql) AS BLOB) FROM sqlite_schema"
+    ).fetchall()
+    return sorted(row[0].decode(errors="backslashreplace") for row in rows)
+
+
+def _tables_of(schema: str) -> list[str]:
+    connection = apsw.Connection(":memory:")
+    try:
+        connection.execute(schema)
+        return _tables(connection)
+    finally:
+        connection.close()
+
+
+def is_summed(connection: apsw.Connection) -> bool:
+    """Tell whether the pages of a file have checksums."""
+    return one(connection, "PRAGMA checksum_verification") == ("1",)
+
+
+def add_sums(connection: apsw.Connection) -> None:
+    """Rewrite a file, so that its pages have checksums."""
+    connection.pragma("journal_mode", "DELETE")  # in WAL mode the header would not be told
+    connection.reserve_bytes("main", _SUM_BYTES)
+    connection.execute("VACUUM")
+
+
+def wrong_pages(path: Path) -> Iterator[int]:
+    """Yield the numbers of the pages of a file whose checksums are wrong."""
+    connection = apsw.Connection(":memory:")
+    try:
+        with path.open("rb") as file:
+            page_bytes = int.from_bytes(file.read(18)[16:], "big")
+            page_bytes = 65536 if page_bytes == 1 else page_bytes
+            file.seek(0)
+            number = 0
+            while page := file.read(page_bytes):
+                number += 1
+                if not connection.execute("SELECT verify_checksum(?)", (page,)).get:
+                    yield number
+    finally:
+        connection.close()
+
+
+def is_sum_wrong(error: apsw.Error) -> bool:
+    """Tell whether a page was read whose checksum is wrong."""
+    return getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_DATA
 
 
 def one(connection: apsw.Connection, sql: str) -> tuple[Any, ...]:
@@ -167,4 +245,11 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (apsw.Error, ValueError, TypeError, KeyError) as error:
-        raise CorruptLog(f"{path}: {type(error).__name__}: {error}") from error
+        raise CorruptLog(f"{path}: {told(error)}") from error
+
+
+def told(error: Exception) -> str:
+    """Return what an error says."""
+    if isinstance(error, apsw.Error) and is_sum_wrong(error):
+        return "the checksum of a page is wrong"
+    return f"{type(error).__name__}: {error}"

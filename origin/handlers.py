@@ -56,6 +56,7 @@ class Handlers:
         return await self.reading.handle(request, path, asked)
 
     async def _append(self, request: web.BaseRequest, path: str) -> web.Response:
+        self.streams.check_room()  # before the body takes any
         body = await self.bodies.read(request)
         try:
             asked = parse_append(request.headers, body)
@@ -65,6 +66,7 @@ class Handlers:
         return respond(reply.appended(asked, outcome))
 
     async def _create(self, request: web.BaseRequest, path: str) -> web.Response:
+        self.streams.check_room()
         body = await self.bodies.read(request)
         try:
             asked = parse_create(request.headers, body, self.prefix)

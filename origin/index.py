@@ -6,10 +6,15 @@ loop itself: 10 µs for its row and its producers, a seventh of what a hop to a 
 await between a look and a decision. All that one transaction adds is of one frame; what follows
 from other rows (deadlines, counts) is kept in columns, so that nothing is ever counted by going
 through all streams.
+
+Pages have checksums, not rows: a row that cannot be found is an answer here, so what leads to rows
+must be right as well. Whoever needs a damaged page gets an error; what lies elsewhere is served.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from threading import Lock
@@ -18,7 +23,18 @@ from typing import Any, Final
 import apsw
 import orjson
 
-from origin.database import Database, empty_log, is_full, is_index_full, one, reading
+from origin import wal
+from origin.database import (
+    Database,
+    add_sums,
+    checkpoint,
+    empty_log,
+    is_full,
+    is_index_full,
+    one,
+    reading,
+    told,
+)
 from origin.frame import decode_state, encode_state
 from origin.journal import CUTS, Batch, Deadline, DiskFull, Extent, JournalFailed, Overdue, Stored
 from origin.usage import Usage
@@ -26,7 +42,10 @@ from shared.protocol.producer import ProducerState
 from shared.protocol.retention import Stretch
 from shared.protocol.stream import StreamState
 
-_FORMAT: Final = 4
+_log = logging.getLogger(__name__)
+
+_FORMAT: Final = 5
+_UNSUMMED_FORMAT: Final = 4  # the same in pages without checksums
 # Rows that one statement takes: its text is made and taken apart while nobody else runs.
 _ROWS_AT_ONCE: Final = 256
 
@@ -75,9 +94,8 @@ class Index:
             CorruptLog: the file is not ours, is damaged, or has another format.
         """
         self.path = path
-        self.database = Database(
-            path, _SCHEMA, vfs=vfs, version=_FORMAT, remedy="; without it, journal.db rebuilds it"
-        )
+        look = partial(_look, path)
+        self.database = Database(path, _SCHEMA, vfs=vfs, version=_FORMAT, summed=True, look=look)
         self.writing = Lock()  # held by whoever uses the writer
 
     def applied(self) -> tuple[int, int]:
@@ -112,7 +130,7 @@ class Index:
         # The WAL index grows last: where it has no room, the batch is on disk already.
         if is_full(error, self.database.writer) and not is_index_full(error):
             return DiskFull(f"{self.path}: {error}")
-        return JournalFailed(f"{self.path}: {type(error).__name__}: {error}")
+        return JournalFailed(f"{self.path}: {told(error)}")
 
     def stored(self) -> Iterator[Stored]:
         """Yield every stream."""
@@ -183,6 +201,15 @@ class Index:
     def _rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         # All of them: a statement that is not at its end would keep the log from starting anew.
         return self.database.reader().execute(sql, values).fetchall()
+
+
+def _look(path: Path, connection: apsw.Connection) -> None:
+    """Refuse a log in which transactions lie behind damage; add checksums to a file without."""
+    wal.check(path, max(checkpoint(connection, "NOOP"), 0))  # -1: no WAL yet
+    if one(connection, "PRAGMA user_version")[0] == _UNSUMMED_FORMAT:
+        _log.info("adding checksums to the pages of the index, once: %s", path)
+        add_sums(connection)
+        connection.execute(f"PRAGMA user_version = {_FORMAT}")
 
 
 def _statements(batch: Batch) -> Iterator[tuple[str, Iterable[Any]]]:

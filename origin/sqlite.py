@@ -57,7 +57,8 @@ class SqliteJournal:
         """Open or create the journal in a folder.
 
         Args:
-            vfs: name of a registered SQLite VFS; None is the operating system's files.
+            vfs: name of a registered SQLite VFS; None is the operating system's files. It must
+                reach the one that sums pages.
 
         Raises:
             CorruptLog: a file is not ours, or is damaged.

@@ -60,6 +60,14 @@ class Streams:
         self._clock = clock
         self._retention = retention
 
+    def check_room(self) -> None:
+        """Refuse a write before its body is read, if what waits is too much already.
+
+        Raises:
+            Unavailable: the disk is behind, or the journal has failed.
+        """
+        self._committer.check_room()
+
     async def open_registry(self) -> None:
         """See to it that the registry stream exists."""
         if self._catalog.at(names.REGISTRY) is None:

@@ -21,13 +21,13 @@ _TABLE_LEAF: Final = 0x0D  # https://www.sqlite.org/fileformat2.html#b_tree_page
 _Sums = tuple[int, int]
 
 
-def check(database: Path, valid_frames: int, last_row: int) -> None:
+def check(database: Path, valid_frames: int, last_row: int | None = None) -> None:
     """Refuse a WAL in which something follows the commit that SQLite did not take.
 
     Args:
         database: the file whose WAL it is.
         valid_frames: how many frames SQLite took.
-        last_row: the highest rowid that it sees; each commit adds the next one.
+        last_row: the highest rowid that it sees, where each commit adds the next one.
 
     Raises:
         CorruptLog: names the file and the frame.
@@ -45,13 +45,14 @@ def check(database: Path, valid_frames: int, last_row: int) -> None:
         page_bytes = _HEADER.unpack(header)[2]
         frames = (size - _HEADER.size) // (_FRAME.size + page_bytes)
         if _goes_on(file, header, order, range(valid_frames, frames), last_row):
-            raise CorruptLog(
-                f"{path}: frame {valid_frames + 1} is damaged, and later commits lie behind it"
-                f" (journal frame {last_row} is the last before it)"
-            )
+            last = "" if last_row is None else f" (journal frame {last_row} is the last before it)"
+            where = f"{path}: frame {valid_frames + 1}"
+            raise CorruptLog(f"{where} is damaged, and later commits lie behind it{last}")
 
 
-def _goes_on(file: BinaryIO, header: bytes, order: str, behind: range, last_row: int) -> bool:
+def _goes_on(
+    file: BinaryIO, header: bytes, order: str, behind: range, last_row: int | None
+) -> bool:
     """Tell whether more than one torn commit lies behind the end.
 
     What lies there may be the rests of several: each was torn by a crash of its own, or found the
@@ -72,11 +73,13 @@ def _goes_on(file: BinaryIO, header: bytes, order: str, behind: range, last_row:
             found = [_sum(head[:_SUMMED] + page, order, seed) for seed in seeds]
         # Such a frame was written right after the one before it, damaged as that may be.
         follows = ours and (stored[0], stored[1]) in found
-        row = _last_row(page) if ours else 0
-        if follows and (ended or row > last_row + 1):
+        if follows and ended:
             return True
-        if row == last_row + 2:  # torn as it may be: nobody has written that before
-            return True
+        if ours and last_row is not None:
+            row = _last_row(page)
+            # The one after the next, torn as it may be: nobody has written that before.
+            if row == last_row + 2 or (follows and row > last_row + 1):
+                return True
         ended = ours and bool(pages)
         seeds = [(stored[0], stored[1])]
         if not follows:

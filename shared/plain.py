@@ -65,6 +65,28 @@ class Refusal:
     size: int = 0  # bytes of the body, which follows
 
 
+@dataclass(frozen=True, slots=True)
+class Passable:
+    """The head of a plain append, rendered anew from what was found in it.
+
+    So nothing is passed on that was not understood, and where its body ends is in no doubt.
+    """
+
+    head: bytes  # without headers of one hop
+    size: int  # bytes of the body, which follows
+    keep_alive: bool  # as its sender wants it
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a plain head consists of."""
+
+    target: bytes
+    fields: list[tuple[bytes, bytes]]  # names in small letters
+    size: int | None  # of the body, if one is told
+    keep_alive: bool
+
+
 class _Head:
     """What httptools finds."""
 
@@ -79,7 +101,8 @@ class _Head:
         self.target += target
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
+        # The parser takes only the space before a value away (RFC 9112 §5.1).
+        self.headers.append((name.lower(), value.rstrip(b" \t")))
 
     def on_message_complete(self) -> None:
         self.complete += 1
@@ -133,18 +156,86 @@ def parse_head(head: bytes, prefix: str) -> Plain | PlainAppend | Refusal | None
         head: up to and including the empty line.
         prefix: where streams live.
     """
-    if len(head) > HEAD_BYTES_MAX or not head.startswith((b"GET /", b"POST /")):
+    if len(head) > HEAD_BYTES_MAX:
         return None
-    # Control characters and odd spaces are where two parsers may differ.
-    if head.count(b"\n") != head.count(b"\r\n"):
+    if head.startswith(b"GET /"):
+        return _parse_often(head, prefix)
+    if not head.startswith(b"POST /"):
         return None
-    # What is different in every append of a producer, or of who traces: no such head is kept.
-    if b"-Seq:" in head or b"-seq:" in head or b"traceparent:" in head:
+    if _is_counted(head):
         return _parse(head, prefix)
     return _parse_often(head, prefix)
 
 
+def parse_passable(head: bytes, prefix: str) -> Passable | None:
+    """Return the head of an append as it may be passed on, or None if it is not plain.
+
+    Args:
+        head: up to and including the empty line.
+        prefix: where streams live.
+    """
+    if len(head) > HEAD_BYTES_MAX or not head.startswith(b"POST /"):
+        return None
+    if _is_counted(head):
+        return _pass(head, prefix)
+    return _pass_often(head, prefix)
+
+
+def _pass(head: bytes, prefix: str) -> Passable | None:
+    found = _find(head, prefix)
+    if found is None or found.size is None:
+        return None
+    lines, scheme = [b"POST " + found.target + b" HTTP/1.1\r\n"], b"http"
+    for name, value in found.fields:
+        if not value.isascii():
+            return None  # others spell it anew
+        if name == b"x-forwarded-proto":
+            scheme = value.lower() if value.lower() in (b"http", b"https") else b"http"
+        elif name != b"connection":
+            lines.append(name + b": " + value + b"\r\n")
+    lines.append(b"x-forwarded-proto: " + scheme + b"\r\n\r\n")
+    passed = b"".join(lines)
+    # What the next server would not find plain is nothing for a connection that many share.
+    if len(passed) > HEAD_BYTES_MAX or len(lines) > _HEADERS_MAX:
+        return None
+    return Passable(passed, found.size, found.keep_alive)
+
+
+def _is_counted(head: bytes) -> bool:
+    """Tell whether there is something in a head that is different in every append of a producer, or
+    of who traces: no such head is kept."""
+    return b"-Seq:" in head or b"-seq:" in head or b"traceparent:" in head
+
+
 def _parse(head: bytes, prefix: str) -> Plain | PlainAppend | Refusal | None:
+    found = _find(head, prefix)
+    if found is None:
+        return None
+    keep_alive, size = found.keep_alive, found.size
+    fields = []
+    for field, value in found.fields:
+        if value.isascii():
+            fields.append((field.decode(), value.decode()))
+        elif field.startswith(_RULED):  # other alphabets are another place where they may differ
+            return None
+    path, _, query = found.target.decode().partition("?")
+    try:
+        name = parse_path(path, prefix)
+        if size is None:
+            return Plain(name, parse_read(query, _Headers(fields)), keep_alive)
+        asked = parse_append_head(_Headers(fields), empty=not size)
+        return PlainAppend(name, asked, size, keep_alive)
+    except ProtocolError as error:
+        # Kept as a value: without the frames that it came through, and what those hold.
+        method = "GET" if size is None else "POST"
+        return Refusal(error.with_traceback(None), keep_alive, method, size or 0)
+
+
+def _find(head: bytes, prefix: str) -> _Found | None:
+    """Return what a plain head consists of."""
+    # Control characters and odd spaces are where two parsers may differ.
+    if head.count(b"\n") != head.count(b"\r\n"):
+        return None
     found = _Head()
     parser = httptools.HttpRequestParser(found)
     try:
@@ -163,28 +254,13 @@ def _parse(head: bytes, prefix: str) -> Plain | PlainAppend | Refusal | None:
     reads = head.startswith(b"GET")
     if (size is not None) == reads or (reads and not found.complete):
         return None
-    fields = []
-    for field, value in found.headers:
-        if value.isascii():
-            fields.append((field.decode(), value.decode()))
-        elif field.startswith(_RULED):  # other alphabets are another place where they may differ
-            return None
-    path, _, query = target.decode().partition("?")
-    try:
-        name = parse_path(path, prefix)
-        if size is None:
-            return Plain(name, parse_read(query, _Headers(fields)), keep_alive)
-        asked = parse_append_head(_Headers(fields), empty=not size)
-        return PlainAppend(name, asked, size, keep_alive)
-    except ProtocolError as error:
-        # Kept as a value: without the frames that it came through, and what those hold.
-        method = "GET" if size is None else "POST"
-        return Refusal(error.with_traceback(None), keep_alive, method, size or 0)
+    return _Found(target, found.headers, size, keep_alive)
 
 
 # Readers of one stream send the same bytes over and over, and what they mean follows from the bytes
 # alone. Common heads have 300 bytes; 8 MiB is the worst that somebody could make of it.
 _parse_often = lru_cache(maxsize=1024)(_parse)
+_pass_often = lru_cache(maxsize=1024)(_pass)
 
 
 def _framing(headers: list[tuple[bytes, bytes]]) -> tuple[bool, int | None] | None:

@@ -8,13 +8,21 @@ numbers, key order and white space inside messages survive byte for byte.
 
 import re
 from collections.abc import Iterable, Iterator
+from typing import Final
 
 import orjson
 
 from shared.protocol.errors import InvalidJson
 
 _SPACE = b" \t\r\n"
-_DEPTH_MAX = 1024  # how deep orjson follows
+# How deep orjson follows, which keeps the stack it recurses on small; an array that is read counts.
+_DEPTH_MAX: Final = 1024
+# Of one append. To find a fault orjson makes an object of each, of up to 100 bytes: 100 MB, for as
+# long as it looks, which is half a second.
+_VALUES_MAX: Final = 1024 * 1024
+_VALUE_BYTES_MIN: Final = 2  # a digit and a comma
+_NEAR_CHARS: Final = 24  # of the body, shown beside what is wrong
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _EMPTY = re.compile(rb"[ \t\r\n]*+(?:\[[ \t\r\n]*+\][ \t\r\n]*+)?")
 # What can end a message or hide the end of one: strings whole, brackets, and commas between.
 # Possessive: a string that is backtracked into costs 100 bytes a character.
@@ -28,17 +36,16 @@ def flatten(body: bytes, *, allow_empty: bool = False) -> bytes:
         allow_empty: whether `[]` is fine; it is when a stream is created (PROTOCOL §9.1.3).
 
     Raises:
-        InvalidJson: not UTF-8, not JSON, nested deeper than orjson follows (1,024), or an empty
-        array.
+        InvalidJson: not UTF-8, not JSON, nested deeper than 1,024, more than 1,048,576 values, or
+        an empty array.
     """
-    try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise InvalidJson(f"invalid JSON: {error}") from None
+    if len(body) > _VALUES_MAX * _VALUE_BYTES_MIN:
+        _check_values(body)
+    value = _parse(body)
     text = body.strip(_SPACE)
     if not isinstance(value, list):
         if text.count(b"[") + text.count(b"{") >= _DEPTH_MAX:
-            _check_wrapped(text)
+            _parse(b"[" + text + b"]")  # as a read puts an array around it
         return text + b","
     if not value:
         if allow_empty:
@@ -47,12 +54,36 @@ def flatten(body: bytes, *, allow_empty: bool = False) -> bytes:
     return text[1:-1].strip(_SPACE) + b","
 
 
-def _check_wrapped(text: bytes) -> None:
-    """Refuse a message that could not be read back: a read puts an array around it."""
+def _parse(body: bytes) -> object:
     try:
-        orjson.loads(b"[" + text + b"]")
+        return orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise InvalidJson(f"invalid JSON: {error}") from None
+        raise InvalidJson(_told(body, error)) from None
+
+
+def _told(body: bytes, error: orjson.JSONDecodeError) -> str:
+    """Say what is wrong, where, and what stands there."""
+    try:
+        text = body.decode()
+    except UnicodeDecodeError as bad:
+        found = body[bad.start : bad.start + _NEAR_CHARS]
+        return f"invalid JSON: not UTF-8 at byte {bad.start}: {found!r}"
+    found_text = text[error.pos : error.pos + _NEAR_CHARS]
+    return f"invalid JSON: {error.msg} at character {error.pos}: {found_text!r}"
+
+
+def _check_values(body: bytes) -> None:
+    """Refuse more values than memory should be made of at once."""
+    if _count_values(body) > _VALUES_MAX:  # at most: texts may hold such characters, too
+        found = _count_values(_STRING.sub(b"", body))
+        if found > _VALUES_MAX:
+            raise InvalidJson(
+                f"{found} JSON values in one append; at most {_VALUES_MAX} are taken at once"
+            )
+
+
+def _count_values(text: bytes) -> int:
+    return text.count(b",") + text.count(b"[") + text.count(b"{")
 
 
 def wrap(stored: bytes) -> bytes:

@@ -426,7 +426,7 @@ def test_index_of_another_format_is_named(tmp_path: Path) -> None:
     with apsw.Connection(str(tmp_path / "index.db")) as connection:
         connection.execute("PRAGMA user_version = 0")
     connection.close()
-    with pytest.raises(CorruptLog, match=r"index\.db: has format 0, .* needs 4"):
+    with pytest.raises(CorruptLog, match=r"index\.db: has format 0, .* needs 5"):
         SqliteJournal(tmp_path)
 
 
@@ -457,17 +457,28 @@ def test_missing_frame_is_named(tmp_path: Path) -> None:
     journal.close()
 
 
-def test_damaged_schema_is_named(tmp_path: Path) -> None:
-    """A flipped bit may leave a schema that reads well, and lacks a column."""
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        pytest.param("journal.db", b"body BLOB", b"bodx BLOB", id="column"),
+        pytest.param("journal.db", b"PRIMARY", b"PR\xc9MARY", id="key that is none"),
+        pytest.param("journal.db", b"tableframe", b"tablefrale", id="name"),
+        pytest.param("packs.db", b"PRIMARY", b"PRIMASY", id="packs"),
+    ],
+)
+def test_damaged_schema_is_named(tmp_path: Path, name: str, old: bytes, new: bytes) -> None:
+    """A flipped bit may leave a schema that reads well, and lacks a column, a key or a table."""
     journal = SqliteJournal(tmp_path)
     write(journal, b"one")
     journal.close()
-    path = tmp_path / "journal.db"
-    path.write_bytes(path.read_bytes().replace(b"body BLOB", b"bodx BLOB"))
-    journal = SqliteJournal(tmp_path)
-    with pytest.raises(CorruptLog, match=r"journal\.db: frame 1: no such column"):
-        list(journal.frames(0))
-    journal.close()
+    path = tmp_path / name
+    assert old in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(old, new))
+    damaged = path.read_bytes()
+    for _ in range(2):
+        with pytest.raises(CorruptLog, match=rf"{name}: "):
+            SqliteJournal(tmp_path)
+    assert path.read_bytes() == damaged
 
 
 def test_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:

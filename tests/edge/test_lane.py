@@ -11,8 +11,8 @@ import socket
 
 import pytest
 
+from edge import gatherings, outbox, seats
 from edge import lane as lane_module
-from edge import outbox, seats
 from edge.lane import Lane
 from edge.outbox import Outbox
 from edge.source import EdgeSource
@@ -213,7 +213,7 @@ def test_connection_goes_to_aiohttp_for_a_write_and_waits_in_the_lane_again() ->
             line, listener = await here.connect(), here.edge.handlers.listener
             for turn in range(3):
                 body = b"<%d>" % turn
-                await line.ask("s", method="POST", body=body)
+                await line.ask("s", "Keep-Alive: 5", method="POST", body=body)  # not plain
                 written = await line.reply()
                 assert (written.status, here.lane._seats.taken) == (204, 0)
                 assert listener.connections == 1
@@ -316,7 +316,7 @@ def test_connection_that_is_idle_at_aiohttp_is_closed_after_the_same_time() -> N
         async with served(keepalive_timeout_s=0.2, header_timeout_s=300) as here:
             await here.create("s")
             line = await here.connect()
-            await line.ask("s", method="POST", body=b"x")
+            await line.ask("s", "Keep-Alive: 5", method="POST", body=b"x")  # not plain
             assert (await line.reply()).status == 204
             await line.ended()
             line.close()
@@ -328,7 +328,7 @@ def test_body_that_does_not_go_on_gets_408(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(web, "_SILENCE_S", 0.2)
 
     async def story() -> None:
-        async with served() as here:
+        async with served(header_timeout_s=0.2) as here:
             await here.create("s", b"before")
             for framing in ("Content-Length: 100", "Transfer-Encoding: chunked"):
                 line = await here.connect()
@@ -516,7 +516,7 @@ def test_crowd_that_says_nothing_over_the_limit_is_let_rest_and_never_spun_for()
             await until(lambda: here.lane.connections == 0)
             # Ten within, 128 who are told, and the rest wait to be accepted.
             lines = [await here.connect() for _ in range(300)]
-            await until(lambda: here.lane._paused)
+            await until(lambda: here.lane._doors._paused)
             turns = 0
             turn = here.lane._turn
 
@@ -551,8 +551,8 @@ def test_process_without_descriptors_tries_again_seldom(monkeypatch: pytest.Monk
     async def story() -> None:
         async with served() as here:
             await here.create("s", b"data")
-            ((number, listening),) = here.lane._listening.items()
-            here.lane._listening[number] = Exhausted(fileno=listening.detach())
+            ((number, listening),) = here.lane._doors._listening.items()
+            here.lane._doors._listening[number] = Exhausted(fileno=listening.detach())
             line = await here.connect()
             await line.ask("s?offset=-1")
             turns = 0
@@ -754,12 +754,12 @@ def test_reads_that_wait_for_their_turn_are_not_begun_at_the_end(
     async def story() -> None:
         lines: list[Line] = []
         async with served() as here:
-            for number in range(2 * lane_module._READS_AT_ONCE):
+            for number in range(2 * gatherings._READS_AT_ONCE):
                 lines.append(await here.connect())
                 await lines[-1].ask(f"s-{number}")
-            await until(lambda: len(here.lane._gatherings) == lane_module._READS_AT_ONCE)
+            await until(lambda: len(here.lane._gatherings) == gatherings._READS_AT_ONCE)
         await asyncio.sleep(0)
-        assert len(begun) == lane_module._READS_AT_ONCE
+        assert len(begun) == gatherings._READS_AT_ONCE
         assert not here.lane._tasks
         for line in lines:
             line.close()

@@ -10,12 +10,12 @@ from dataclasses import replace
 
 import pytest
 
+from tests.edge.dialogues import ask
 from tests.edge.requests import Dialogue, Generator, Known
-from tests.edge.served import PREFIX, Ended, Line, Reply, Served, run, served, until
+from tests.edge.served import PREFIX, Reply, Served, run, served, until
 
 ROUNDS, DIALOGUES = 4, 400
 AT_ONCE = 100
-SENTINEL = f"GET {PREFIX}the-end-of-it HTTP/1.1\r\nHost: x\r\n\r\n".encode()
 
 
 async def populate(here: Served) -> list[Known]:
@@ -55,40 +55,6 @@ async def populate(here: Served) -> list[Known]:
     return known
 
 
-async def ask(line: Line, dialogue: Dialogue) -> list[Reply | None]:
-    """Return all replies, up to that of a last request that everybody understands; None for the end
-    of the connection."""
-    replies: list[Reply | None] = []
-    # What is not whole may take one request for its own end.
-    end = SENTINEL if dialogue.whole else 2 * SENTINEL
-    for number, turn in enumerate([*dialogue.writes(), [end]]):
-        for write in turn:
-            await line.send(write)
-            for _ in range(3 * (len(turn) > 1)):
-                await asyncio.sleep(0.001)  # read apart, mostly; either will do
-        if not dialogue.pipelined and all(one.whole for one in dialogue.asked[number : number + 1]):
-            replies.append(await hear(line, dialogue, number))
-            if is_last(replies[-1]):
-                return replies
-    while not replies or not is_last(replies[-1]):
-        replies.append(await hear(line, dialogue, len(replies)))
-    return replies
-
-
-async def hear(line: Line, dialogue: Dialogue, number: int) -> Reply | None:
-    """Return the next reply, or None at the end of the connection."""
-    asked = dialogue.asked
-    method = asked[number].method if number < len(asked) else "GET"
-    try:
-        reply = await line.reply(method)
-    except Ended:
-        return None
-    if reply.version == "HTTP/1.0":
-        # No request was understood; what is said of it depends on how the bytes were cut.
-        return Reply(reply.version, reply.status, ())
-    return reply
-
-
 def agree(ours: list[Reply | None], theirs: list[Reply | None]) -> None:
     """Compare; an event stream whose time was over is as long as the machine was fast."""
     for number, (one, other) in enumerate(zip(ours, theirs, strict=False)):
@@ -97,10 +63,6 @@ def agree(ours: list[Reply | None], theirs: list[Reply | None]) -> None:
             ours[number] = replace(one, body=one.body[:size])
             theirs[number] = replace(other, body=other.body[:size])
     assert ours == theirs
-
-
-def is_last(reply: Reply | None) -> bool:
-    return reply is None or (reply.status == 404 and b"the-end-of-it" in reply.body)
 
 
 def watch(here: Served, monkeypatch: pytest.MonkeyPatch) -> set[int]:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import pytest
 
@@ -57,16 +58,23 @@ class Upstream:
         writer.close()
 
 
+@dataclass(frozen=True, slots=True)
+class Peer:
+    host: str
+    port: int
+    is_headwater: bool = True
+
+    async def connect(self, factory: Callable[[], asyncio.Protocol]) -> object:
+        return await asyncio.get_running_loop().create_connection(factory, self.host, self.port)
+
+
 @asynccontextmanager
 async def pair(timeout_s: float = 5.0) -> AsyncIterator[tuple[Upstream, Lines]]:
     upstream = Upstream()
     server = await asyncio.start_server(upstream.serve, "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()[:2]
 
-    async def connect(factory: Callable[[], asyncio.Protocol]) -> object:
-        return await asyncio.get_running_loop().create_connection(factory, host, port)
-
-    made = Lines(connect, timeout_s)
+    made = Lines(Peer(host, port), timeout_s)
     try:
         yield upstream, made
     finally:
@@ -82,7 +90,7 @@ async def test_each_request_gets_its_own_reply_on_few_connections_in_few_writes(
     said: dict[int, list[Said]] = {number: [] for number in range(500)}
     async with pair() as (upstream, made):
         for number, answers in said.items():
-            made.send(request(str(number), number % 50), answers.append)
+            made.send(request(str(number), number % 50), number, answers.append)
         await until(lambda: all(said.values()))
         assert upstream.connections <= lines._LINES
         assert upstream.reads < 20
@@ -94,7 +102,7 @@ async def test_replies_in_pieces_and_without_a_body_are_told_apart() -> None:
     async with pair() as (upstream, made):
         upstream.gate.clear()
         for number in range(3):
-            made.send(request(str(number)), said.append)
+            made.send(request(str(number)), 0, said.append)
         await until(lambda: upstream.names)
         writer = upstream.writers[0]
         for at in range(len(NO_CONTENT)):
@@ -111,27 +119,68 @@ async def test_upstream_that_breaks_off_leaves_every_outcome_unknown_and_is_conn
     async with pair() as (upstream, made):
         upstream.gate.clear()
         for number in range(10):
-            made.send(request(str(number)), said.append)
+            made.send(request(str(number)), 0, said.append)
         await until(lambda: upstream.names)
         for writer in upstream.writers:
             writer.transport.abort()
         await until(lambda: len(said) == 10)
         assert all(isinstance(one, OutcomeUnknown) for one in said)
         upstream.gate.set()
-        made.send(request("again"), said.append)
+        made.send(request("again"), 0, said.append)
         await until(lambda: len(said) == 11)
         assert said[-1] == reply_to(b"again")
+
+
+async def test_what_follows_a_last_reply_was_not_looked_at_and_may_be_sent_again() -> None:
+    said: list[Said] = []
+    last = NO_CONTENT.replace(b"\r\n\r\n", b"\r\nConnection: close\r\nServer: headwater\r\n\r\n")
+    async with pair() as (upstream, made):
+        upstream.answer = lambda name: last if name == b"1" else reply_to(name)
+        for number in range(4):
+            made.send(request(str(number)), 0, said.append)
+        await until(lambda: len(said) == 4)
+        # It is of the line that it was the last, and not of any client's connection.
+        assert said[:2] == [reply_to(b"0"), last.replace(b"Connection: close\r\n", b"")]
+        for error in said[2:]:
+            assert isinstance(error, Unavailable)
+            assert not isinstance(error, OutcomeUnknown)
+        made.send(request("again"), 0, said.append)
+        await until(lambda: len(said) == 5)
+        assert said[4] == reply_to(b"again")
+
+
+async def test_what_was_not_sent_yet_is_in_no_doubt() -> None:
+    said: list[Said] = []
+    async with pair() as (upstream, made):
+        upstream.gate.clear()
+        made.send(request("a"), 0, said.append)
+        await until(lambda: upstream.names)
+        made.send(request("b"), 0, said.append)
+        made.close()
+    assert [type(error) for error in said] == [OutcomeUnknown, Unavailable]
+    assert upstream.names == [b"a"]
+
+
+async def test_requests_of_one_sender_are_on_one_line() -> None:
+    async with pair() as (upstream, made):
+        said: list[Said] = []
+        for number in range(100):
+            made.send(request(str(number), 60_000 * (number % 2)), 7, said.append)
+        await until(lambda: len(said) == 100)
+        assert upstream.connections == 1
+        assert upstream.names == [b"%d" % number for number in range(100)]
 
 
 async def test_nobody_there_is_told_at_once_and_was_sent_nothing() -> None:
     said: list[Said] = []
 
-    async def connect(factory: Callable[[], asyncio.Protocol]) -> object:
-        raise ConnectionRefusedError("nobody there")
+    class Nobody(Peer):
+        async def connect(self, factory: Callable[[], asyncio.Protocol]) -> object:
+            raise ConnectionRefusedError("nobody there")
 
-    made = Lines(connect, 5.0)
+    made = Lines(Nobody("", 0), 5.0)
     for _ in range(3):
-        made.send(request("a"), said.append)
+        made.send(request("a"), 0, said.append)
         await until(lambda: said)
         (error,) = said
         assert isinstance(error, Unavailable)
@@ -146,7 +195,7 @@ async def test_answer_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyP
     async with pair(timeout_s=0.0) as (upstream, made):
         monkeypatch.setattr(made, "_timeout_s", 5.0)
         upstream.gate.clear()
-        made.send(request("a"), said.append)
+        made.send(request("a"), 0, said.append)
         await until(lambda: upstream.names)
         made.expire()
         assert said == []
@@ -158,12 +207,12 @@ async def test_answer_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyP
 async def test_idle_line_is_closed_and_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[Said] = []
     async with pair() as (upstream, made):
-        made.send(request("a"), said.append)
+        made.send(request("a"), 0, said.append)
         await until(lambda: said)
         monkeypatch.setattr(lines, "_IDLE_S", -1.0)
         made.expire()
         await asyncio.sleep(0)
-        made.send(request("b"), said.append)
+        made.send(request("b"), 0, said.append)
         await until(lambda: len(said) == 2)
         assert said == [reply_to(b"a"), reply_to(b"b")]
         assert upstream.connections == 2
@@ -184,20 +233,22 @@ async def test_reply_that_makes_no_sense_ends_the_line(nonsense: bytes) -> None:
     said: list[Said] = []
     async with pair() as (upstream, made):
         upstream.answer = lambda name: nonsense
-        made.send(request("a"), said.append)
+        made.send(request("a"), 0, said.append)
         await until(lambda: said)
         assert isinstance(said[0], OutcomeUnknown)
+        assert not made.usable
 
 
 async def test_reply_to_nothing_ends_the_line() -> None:
     said: list[Said] = []
     async with pair() as (upstream, made):
         upstream.answer = lambda name: reply_to(name) * 2
-        made.send(request("a"), said.append)
+        made.send(request("a"), 0, said.append)
         await until(lambda: said)
         assert said == [reply_to(b"a")]
+        assert made.usable
         upstream.answer = reply_to
-        made.send(request("b"), said.append)
+        made.send(request("b"), 0, said.append)
         await until(lambda: len(said) == 2)
         assert said[1] == reply_to(b"b")
 
@@ -207,11 +258,11 @@ async def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     async with pair() as (upstream, made):
         upstream.gate.clear()
         monkeypatch.setattr(lines, "_BYTES_MAX", 10_000)
-        taken = lines._LINES * (10_000 // len(request("a", 1000)))
+        taken = 10_000 // len(request("a", 1000))
         for _ in range(taken):
-            made.send(request("a", 1000), said.append)
+            made.send(request("a", 1000), 0, said.append)
         with pytest.raises(Unavailable, match="too many writes"):
-            made.send(request("a", 1000), said.append)
+            made.send(request("a", 1000), 0, said.append)
         upstream.gate.set()
         await until(lambda: len(said) == taken)
 
@@ -220,6 +271,6 @@ async def test_stop_tells_everyone_who_waits() -> None:
     said: list[Said] = []
     async with pair() as (upstream, made):
         upstream.gate.clear()
-        made.send(request("a"), said.append)
+        made.send(request("a"), 0, said.append)
         await until(lambda: upstream.names)
     assert isinstance(said[0], OutcomeUnknown)

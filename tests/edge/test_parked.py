@@ -7,7 +7,7 @@ import itertools
 import os
 import random
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -49,9 +49,9 @@ class Room:
 
     # --- the desk --------------------------------------------------------------------------------
 
-    def answered(self, fd: int, *, keep_alive: bool) -> None:
-        self.seats.state[fd] = states.HEAD
-        self.done.append((fd, keep_alive))
+    def answered(self, fds: Sequence[int], *, keep_alive: bool) -> None:
+        self.seats.rest(fds, NEVER)
+        self.done += ((fd, keep_alive) for fd in fds)
 
     def unsent(self, fd: int, payload: bytes, sent: int, *, keep_alive: bool | None) -> None:
         if fd in self.outbox:

@@ -272,3 +272,39 @@ async def test_place_is_not_waited_for_without_end() -> None:
             await there.reads.acquire()
         with pytest.raises(Unavailable, match="too many reads"):
             await there.read("s", "-1")
+
+
+@pytest.mark.parametrize(
+    ("headers", "ours"),
+    [
+        ({"Server": "headwater"}, True),
+        ({"Server": "headwater", "Via": "1.1 proxy"}, False),
+        ({"Server": "nginx"}, False),
+        ({}, False),
+    ],
+    ids=["headwater", "something in between", "another", "who does not say"],
+)
+async def test_upstream_of_our_kind_is_known_by_a_greeting(
+    headers: dict[str, str], ours: bool
+) -> None:
+    asked: list[str] = []
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        asked.append(f"{request.method} {request.path}")
+        return web.Response(body=b"ok", headers=headers)
+
+    async with upstream(handle) as there:
+        assert not there.is_headwater
+        await there.greet()
+        assert there.is_headwater is ours
+    assert asked == ["GET /health"]
+
+
+async def test_upstream_that_is_not_there_is_greeted_in_vain_and_known_by_its_first_reply() -> None:
+    async with upstream(ok(NEXT | {"Server": "headwater"})) as there:
+        url, there._url = there._url, "http://127.0.0.1:1"
+        await there.greet()
+        assert not there.is_headwater
+        there._url = url
+        await there.read("s", "-1")
+        assert there.is_headwater

@@ -30,7 +30,9 @@ def test_json_append_is_an_array_of_messages_of_their_size() -> None:
 def test_what_is_read_back_names_every_append(shape: Shape) -> None:
     sent = [(3, 0), (4, 0), (3, 1)]
     stored = b"".join(shape.decode(sign(shape.template(), *one)) for one in sent)
-    assert list(names(shape, stored)) == sent
+    assert list(names(shape, [stored])) == sent
+    pieces = [stored[:7], stored[7:-9], b"", stored[-9:]]
+    assert list(names(shape, pieces)) == sent
 
 
 @pytest.mark.parametrize(
@@ -46,7 +48,7 @@ def test_what_is_read_back_names_every_append(shape: Shape) -> None:
 def test_damage_is_found(shape: Shape, damage: Callable[[bytes], bytes]) -> None:
     good = shape.decode(sign(shape.template(), 1, 2))
     with pytest.raises(Damaged):
-        list(names(shape, damage(good)))
+        list(names(shape, [damage(good)]))
 
 
 @pytest.mark.parametrize(("size", "batch"), [(SIZE_MIN - 1, 0), (100, -1), (100, 1_000_001)])

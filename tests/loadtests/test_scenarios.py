@@ -27,7 +27,9 @@ def loadtests(*arguments: object) -> dict[str, Any]:
     "arguments",
     [
         pytest.param([], id="one-stream"),
-        pytest.param(["--streams", 20, "--connections", 8, "--clients", 2], id="many-streams"),
+        pytest.param(
+            ["--streams", 20, "--connections", 8, "--clients", 2, "--rate", 500], id="at-a-rate"
+        ),
         pytest.param(["--batch", 50, "--streams", 2, "--connections", 4], id="json-in-batches"),
         pytest.param(["--size", 300_000, "--connections", 4], id="more-than-a-socket-takes"),
     ],
@@ -43,6 +45,16 @@ def test_every_acknowledged_append_is_read_back_once(
     assert figures["acknowledged"] == figures["stored"] == figures["appends"] > 0
     assert figures["errors"] == {}
     assert len(figures["rounds"]) == 2
+
+
+def test_streams_that_go_are_gone_and_appends_go_on(tmp_path: Path) -> None:
+    report = loadtests(
+        "forget", "--streams", 60, "--rate", 300, "--seconds", 0.3, "--folder", tmp_path
+    )
+    figures = report["servers"]["headwater-origin"]
+    assert figures["errors_total"] == 0
+    assert figures["deleting_ratio"] > 0
+    assert figures["expiring_ratio"] > 0
 
 
 @pytest.mark.parametrize("mode", ["lp", "sse"])
@@ -139,6 +151,15 @@ def test_a_cold_crowd_reads_the_whole_stream_and_the_origin_hardly_notices(tmp_p
     assert figures["readers_done"] == figures["warm_readers_done"] == 60
     assert figures["looked_at"] == 2
     assert figures["origin_reads_per_chunk"] < 6  # of 60 readers
+
+
+def test_every_wake_reaches_every_edge(tmp_path: Path) -> None:
+    report = loadtests(
+        "wakes", "--folder", tmp_path, "--edges", 3, "--rate", 500, "--seconds", 1
+    )  # fmt: skip
+    figures = report["servers"]["redis"]
+    assert figures["lost"] == 0
+    assert 100 < figures["redis_bytes"] < 100 + 250  # the payload, and what names and frames it
 
 
 def test_readers_that_poll_again_at_once_see_every_append_once(tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 import json
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.protocol import jsonmode
 from shared.protocol.errors import InvalidJson
 from shared.protocol.jsonmode import flatten, is_empty, join, message_ends, wrap
 
@@ -178,6 +181,69 @@ def test_what_is_no_json_is_refused(body: bytes, allow_empty: bool) -> None:
         flatten(body, allow_empty=allow_empty)
     assert refused.value.status == 400
     assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        pytest.param(b'["\xc3\xa9", "ab\xff"]', r"not UTF-8 at byte 10: b'\\xff\"\]'", id="utf-8"),
+        pytest.param(b'"\xed\xa0\x80"', r"not UTF-8 at byte 1: b.\\xed\\xa0", id="lone-utf-8"),
+        pytest.param(b'{"a":1,}', r"comma .* at character \d: ',\}|'\}'", id="comma"),
+        pytest.param('["é", nope]'.encode(), r"'null' at character \d+: '.*pe\]'", id="word"),
+        pytest.param(b"1 2", r"after document at character 2: '2'", id="two"),
+        pytest.param(b"[1e400]", r"infinity .* at character 1: '1e400\]'", id="number"),
+        pytest.param(b'["\\ud800"]', r"surrogate .* at character", id="lone-surrogate"),
+        pytest.param(b"[" * 1025 + b"]" * 1025, r"depth limit .* at character 1025", id="deep"),
+        pytest.param(b"x" * 10**6, r"at character 0: 'x{24}'$", id="long"),
+        pytest.param(b"", "empty document at character 0: ''", id="nothing"),
+    ],
+)
+def test_refusal_says_where_and_what(body: bytes, told: str) -> None:
+    with pytest.raises(InvalidJson, match=told):
+        flatten(body)
+
+
+def nested(depth: int, opening: bytes = b"[", inner: bytes = b"1", closing: bytes = b"]") -> bytes:
+    return opening * depth + inner + closing * depth
+
+
+@pytest.mark.parametrize(
+    ("body", "deepest"),
+    [
+        pytest.param(lambda depth: nested(depth), 1024, id="array-that-is-flattened"),
+        pytest.param(lambda depth: nested(depth, b'{"a":', b"1", b"}"), 1023, id="object"),
+        pytest.param(lambda depth: b"[1," + nested(depth) + b"]", 1023, id="message-of-an-array"),
+    ],
+)
+def test_depth_is_bounded_so_that_what_is_stored_can_be_read(
+    body: Callable[[int], bytes], deepest: int
+) -> None:
+    stored = flatten(body(deepest))
+    assert orjson.loads(wrap(stored))
+    with pytest.raises(InvalidJson, match="depth limit"):
+        flatten(body(deepest + 1))
+
+
+def test_values_of_one_append_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsonmode, "_VALUES_MAX", 100)
+    within = [b"0," * 99 + b"0", b'{"a":[]},' * 33 + b"1", b'"' + b",[{" * 100 + b'\\""']
+    for inner in within:
+        assert flatten(b"[" + inner + b" " * 300 + b"]") == inner + b","
+    for inner in (b"0," * 100 + b"0", b"[]," * 60 + b"[]"):
+        with pytest.raises(InvalidJson, match=r"1\d\d JSON values .* at most 100 "):
+            flatten(b"[" + inner + b" " * 300 + b"]")
+
+
+def test_looking_for_a_fault_takes_memory_within_a_bound() -> None:
+    body = b"[" + b"[]," * (3 * 1024 * 1024) + b"0]"
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidJson, match="values"):
+            flatten(body)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * len(body)
 
 
 @pytest.mark.parametrize("body", [b"[]", b" [ \n] "])

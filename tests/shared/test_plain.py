@@ -6,11 +6,13 @@ import pytest
 
 from shared.plain import (
     HEAD_BYTES_MAX,
+    Passable,
     Plain,
     PlainAppend,
     Refusal,
     is_partial,
     parse_head,
+    parse_passable,
     parse_plain,
 )
 from shared.protocol.append import Append
@@ -180,6 +182,11 @@ PRODUCER = ("Producer-Id: p", "Producer-Epoch: 1", "Producer-Seq: 7")
             id="producer",
         ),
         pytest.param(
+            append_head(5, "Content-Type: \t a/b \t", "Stream-Closed: true ", "Stream-Seq:  1 2\t"),
+            PlainAppend("a", Append("a/b", b"", close=True, stream_seq="1 2"), 5, True),
+            id="space-around-values",
+        ),
+        pytest.param(
             append_head(5, "Content-Type: a/b", target="/v1/stream/a?mine=x"),
             PlainAppend("a", Append("a/b", b""), 5, True),
             id="query-that-says-nothing",
@@ -238,3 +245,62 @@ def test_heads_that_count_on_do_not_push_others_out() -> None:
             append_head(5, "Producer-Id: p", "Producer-Epoch: 0", f"Producer-Seq: {seq}"), PREFIX
         )
     assert parse_head(kept, PREFIX) is first
+
+
+# --- passed on -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        pytest.param((), "x-forwarded-proto: http\r\n", id="scheme-added"),
+        pytest.param(
+            ("X-Forwarded-Proto: HTTPS",), "x-forwarded-proto: https\r\n", id="scheme-kept"
+        ),
+        pytest.param(
+            ("x-forwarded-proto: gopher",), "x-forwarded-proto: http\r\n", id="scheme-nonsense"
+        ),
+        pytest.param(
+            ("X-Mine:  a b \t",), "x-mine: a b\r\nx-forwarded-proto: http\r\n", id="space"
+        ),
+        pytest.param(
+            ("Connection: keep-alive",), "x-forwarded-proto: http\r\n", id="connection-header"
+        ),
+    ],
+)
+def test_append_is_passed_on_as_it_was_understood(fields: tuple[str, ...], expected: str) -> None:
+    found = parse_passable(append_head(5, *fields), PREFIX)
+    line = b"POST /v1/stream/a HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n"
+    assert found == Passable(line + expected.encode() + b"\r\n", 5, True)
+    # Whoever gets it understands the same.
+    again = parse_passable(found.head, PREFIX)
+    assert again == found
+
+
+def test_append_that_wants_the_connection_closed_does_not_say_so_to_others() -> None:
+    found = parse_passable(append_head(5, "Connection: close"), PREFIX)
+    assert found is not None
+    assert not found.keep_alive
+    assert b"onnection" not in found.head
+
+
+@pytest.mark.parametrize(
+    "received",
+    [
+        pytest.param(append_head(5, "X: \xe4"), id="other-alphabets"),
+        pytest.param(append_head(5, "X: a\r\n b"), id="folded"),
+        pytest.param(append_head(5, "X: a\nY: b"), id="bare-newline"),
+        pytest.param(append_head(5, "X : a"), id="space-before-colon"),
+        pytest.param(append_head(5, "Content-Length: 5"), id="two-lengths"),
+        pytest.param(append_head(5, "Transfer-Encoding: chunked"), id="chunked-too"),
+        pytest.param(append_head(5, "Connection: content-type"), id="names-a-header"),
+        pytest.param(head(), id="read"),
+        pytest.param(
+            append_head(5, "X: " + "y" * (HEAD_BYTES_MAX - len(append_head()) - 5)), id="no-room"
+        ),
+        pytest.param(append_head(5, *(f"X{n}: y" for n in range(98))), id="too-many-headers"),
+    ],
+)
+def test_what_the_next_server_might_not_take_is_not_passed_on(received: bytes) -> None:
+    assert len(received) <= HEAD_BYTES_MAX
+    assert parse_passable(received, PREFIX) is None

@@ -15,6 +15,7 @@ from shared.protocol.chunk import Chunk
 from shared.protocol.errors import (
     BadRequest,
     Conflict,
+    EpochStart,
     Gone,
     InvalidOffset,
     NotFound,
@@ -310,7 +311,7 @@ class Session:
         except Unavailable as error:
             books.undone(op)
             return error
-        except (SequenceGap, StaleEpoch) as error:
+        except (SequenceGap, EpochStart, StaleEpoch) as error:
             books.out_of_order(op)
             return error
         except ProtocolError as error:
@@ -348,7 +349,7 @@ class Session:
                 writer.stream = None
             elif isinstance(error, StaleEpoch):
                 raise Violation(f"{known} knows a later epoch than {op.producer}: {error}")
-            elif isinstance(error, SequenceGap):
+            elif isinstance(error, SequenceGap | EpochStart):  # one before it was refused
                 another = self._books.here.get(path) is not known or self._books.creating[path] > 0
                 insist(
                     another or op is not writer.open[0],

@@ -8,6 +8,7 @@ from typing import Final
 
 from tests.faults.simulator.disk import Files
 
+_DATABASES: Final = ("journal.db", "packs.db", "index.db")
 _HEADER_BYTES: Final = 32  # of a WAL
 _FRAME: Final = struct.Struct(">II8sII")  # page, pages after commit or 0, salts, checksums
 _LITTLE: Final = b"\x37\x7f\x06\x82"  # checksums are of little-endian words
@@ -16,18 +17,19 @@ _LITTLE: Final = b"\x37\x7f\x06\x82"  # checksums are of little-endian words
 def flip(files: Files, random_: random.Random) -> tuple[Files, str] | None:
     """Return files of which one has a flipped bit, and where; None: nothing could tell it.
 
-    The last whole commit of the log is left alone: damage there is what a crash in the middle of a
-    commit looks like. And so is the index, whose rows have no checksum of their own yet.
+    The last whole commit of a log is left alone: damage there is what a crash in the middle of a
+    commit looks like.
     """
-    names = [name for name in files.live if name.startswith("journal.db")]
-    sizes = [len(files.live[name].content()) for name in names]
-    damaged = files.copy()
-    name = random_.choices(names, sizes)[0] if any(sizes) else None
-    if name is None:
+    ours = [name for name in files.live if name.startswith(_DATABASES)]
+    names = [name for name in ours if files.live[name].content()]
+    if not names:
         return None
+    damaged = files.copy()
+    name = random_.choice(names)
     inode = damaged.live[name]
     content = inode.content()
-    at = random_.randrange(len(content))
+    # Where something is written: most of a small database is empty, and no harm comes of that.
+    at = random_.choice([at for at, byte in enumerate(content) if byte])
     if name.endswith("-wal") and at >= _last_commit(bytes(content)):
         return None
     content[at] ^= 1 << random_.randrange(8)
@@ -37,6 +39,8 @@ def flip(files: Files, random_: random.Random) -> tuple[Files, str] | None:
 
 def _last_commit(log: bytes) -> int:
     """Return where the last whole commit of a log begins, or its first frame."""
+    if len(log) < _HEADER_BYTES:
+        return 0
     page_bytes = int.from_bytes(log[8:12], "big")
     order = "<" if log[:4] == _LITTLE else ">"
     sums = struct.unpack_from(">II", log, 24)

@@ -7,7 +7,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
@@ -18,7 +18,7 @@ from origin.app import open_origin
 from origin.frame import CorruptLog
 from origin.handlers import Handlers
 from origin.journal import Journal, JournalFailed
-from origin.sqlite import SqliteJournal
+from origin.sqlite import FILES, SqliteJournal
 from shared.config import Settings
 from shared.protocol.errors import Unavailable
 from shared.wake import Wake
@@ -155,8 +155,10 @@ class _Life:
         try:
             await self._serve(journal)
         except CorruptLog as error:
-            journal.close()
             self._refused(error)
+            disk.leave()  # the process ends, and closes nothing
+            with suppress(apsw.Error):
+                journal.close()
         except (apsw.IOError, Unavailable):
             if not disk.over:
                 if not self._fault_met() and self._life.room_bytes is None:
@@ -244,11 +246,12 @@ class _Life:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         if self._audited:
-            await audit(self._books, origin, paths, self._alive)
+            with suppress(Died):
+                await audit(self._books, origin, paths, self._alive)
 
-    def _reported(self, error: Exception) -> None:
-        named = "journal.db" in str(error) or "frame" in str(error)
-        if not isinstance(error, CorruptLog) or not named:
+    def _reported(self, error: BaseException) -> None:
+        named = any(name in str(error) for name in (*FILES, "frame", "pack"))
+        if not isinstance(error, CorruptLog | JournalFailed) or not named:
             raise Violation(f"damage is not named: {error!r}") from error
         self._world.events["flipped bit reported"] += 1
 
@@ -272,7 +275,9 @@ class _Life:
         if self._disk.over:
             return
         self._world.trace(f"stopped itself: {error}")
-        if not self._fault_met():
+        if self._damaged:
+            self._reported(error)
+        elif not self._fault_met():
             self._broken = Violation(f"the origin stopped itself: {error!r}")
         self._world.events["stopped itself"] += 1
         self._disk.crash("kill")

@@ -10,6 +10,8 @@ from dataclasses import replace
 from typing import Any, Final
 from unittest.mock import patch
 
+import apsw
+
 from origin.commit import Committer
 from origin.database import Database
 from origin.frame import Appended, Deleted, Placement, Record, encode_frame
@@ -61,6 +63,22 @@ def acknowledged_before_durable() -> Broken:
     return Broken(product=patch.object(Committer, "settled", at_once))
 
 
+def pages_not_verified() -> Broken:
+    """What a page of the index says is believed, whatever its checksum."""
+    prepare, reader = Database._prepare, Database.reader
+
+    def prepared(self: Database, *args: Any) -> None:
+        prepare(self, *args)
+        self.writer.execute("PRAGMA checksum_verification = OFF")
+
+    def credulous(self: Database) -> apsw.Connection:
+        connection = reader(self)
+        connection.execute("PRAGMA checksum_verification = OFF")
+        return connection
+
+    return Broken(product=patch.multiple(Database, _prepare=prepared, reader=credulous))
+
+
 @contextmanager
 def _producers_later() -> Iterator[None]:
     held: list[Appended] = []
@@ -88,4 +106,5 @@ MUTANTS: Final[dict[str, Callable[[], Broken]]] = {
     "a failed fsync counts as a refusal": failed_fsync_tried_again,
     "producer state goes into a second commit": producers_in_a_second_commit,
     "an append is acknowledged before it is durable": acknowledged_before_durable,
+    "checksums of pages are not verified": pages_not_verified,
 }

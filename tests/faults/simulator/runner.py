@@ -40,7 +40,7 @@ class Outcome:
 
 
 _LAST: Final = Life((), End("stop", None), None, None)
-_FLIPS: Final = 2  # at the end of each seed
+_FLIPS: Final = 4  # at the end of each seed
 
 
 def _flip(world: World, files: Files, books: Books) -> None:

@@ -12,10 +12,12 @@ from unittest.mock import patch
 
 import apsw
 
+from origin.database import load_sums
 from tests.faults.simulator.disk import BadDisk, Disk, Inode, NoRoom
 
 # SQLite's own files, whose creation its first sync of them makes durable (os_unix.c).
 _SYNCED_WITH_FOLDER: Final = apsw.SQLITE_OPEN_WAL | apsw.SQLITE_OPEN_MAIN_JOURNAL
+_SUMS: Final = "cksmvfs"
 _EXTENDED: Final = {
     "read": apsw.SQLITE_IOERR_READ,
     "write": apsw.SQLITE_IOERR_WRITE,
@@ -110,9 +112,14 @@ class _Vfs(apsw.VFS):
 def mounted(
     disk: Disk, folder: Path, random_: random.Random, sleep: Callable[[float], None]
 ) -> Iterator[str]:
-    """Let SQLite, and fsync, use the disk while the block runs; yield the name of its VFS."""
-    name = f"simulated-{id(disk)}"
-    vfs = _Vfs(name, disk, random_, sleep)
+    """Let SQLite, and fsync, use the disk while the block runs; yield the name of a VFS.
+
+    That is the one that sums pages, on top of the disk: what a crash leaves has sums as well.
+    """
+    apsw.unregister_vfs(_SUMS)
+    vfs = _Vfs(f"simulated-{id(disk)}", disk, random_, sleep)
+    apsw.randomness(0)  # begins anew, from ours
+    load_sums()
     fsync = os.fsync
 
     def simulated_fsync(fd: int) -> None:
@@ -124,12 +131,13 @@ def mounted(
         else:
             fsync(fd)
 
-    apsw.randomness(0)  # begins anew, from ours
     try:
         with patch("os.fsync", simulated_fsync):
-            yield name
+            yield _SUMS
     finally:
+        apsw.unregister_vfs(_SUMS)
         vfs.unregister()
+        load_sums()
         apsw.randomness(0)
 
 

@@ -1,0 +1,81 @@
+"""Appends through the lane and through aiohttp alone: the same replies, and the same streams."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import pytest
+
+from edge.writes import Writes
+from shared.plain import Passable
+from tests.appends import Appends
+from tests.edge.dialogues import ask
+from tests.edge.requests import Dialogue
+from tests.edge.served import Served, run, served
+
+SEEDS, DIALOGUES = 2, 150
+
+
+async def contents(here: Served, paths: list[str]) -> list[tuple[int, bytes]]:
+    """Return what each stream holds."""
+    found = []
+    for path in paths:
+        line = await here.connect(here.aiohttp_port)
+        await line.ask(f"{path}?offset=-1", "Connection: close")
+        reply = await line.reply()
+        found.append((reply.status, reply.body))
+        line.close()
+    return found
+
+
+def answered(dialogue: Dialogue) -> int:
+    """Return how many requests of a plain dialogue are answered: none after a last one."""
+    ends = (number for number, one in enumerate(dialogue.asked, 1) if not one.stays)
+    return next(ends, len(dialogue.asked))
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_same_replies_the_same_fate_of_the_connection_and_the_same_streams(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts, statuses = Counter[str](), Counter[int]()
+    pass_on = Writes._pass_on
+
+    def spy(writes: Writes, fd: int, append: Passable, body: bytes) -> object:
+        counts["passed on"] += 1
+        return pass_on(writes, fd, append, body)
+
+    monkeypatch.setattr(Writes, "_pass_on", spy)
+
+    async def compare(lane: Served, alone: Served, appends: Appends) -> None:
+        dialogue, before = appends.dialogue(), counts["passed on"]
+        ours, theirs = await lane.connect(), await alone.connect(alone.aiohttp_port)
+        try:
+            heard, expected = await asyncio.gather(ask(ours, dialogue), ask(theirs, dialogue))
+            assert heard == expected
+            if dialogue.plain:
+                assert counts["passed on"] - before == answered(dialogue)
+        except BaseException as error:
+            error.add_note(repr(dialogue))
+            raise
+        finally:
+            ours.close()
+            theirs.close()
+        appends.learn(heard)
+        counts["plain"] += dialogue.plain
+        statuses.update(reply.status for reply in heard if reply is not None)
+
+    async def story() -> None:
+        async with served(same_day=True) as lane, served(same_day=True) as alone:
+            appends = Appends(seed)
+            for path in appends.paths:
+                for here in (lane, alone):
+                    await here.create(path, Content_Type=appends.content_type(path))
+            for _ in range(DIALOGUES):
+                await compare(lane, alone, appends)
+            assert await contents(lane, appends.paths) == await contents(alone, appends.paths)
+        assert counts["plain"] > DIALOGUES / 3
+        assert set(statuses) >= {200, 204, 400, 403, 404, 409, 412}, statuses
+
+    run(story)
