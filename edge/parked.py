@@ -20,11 +20,12 @@ from edge.tails import Tails
 from shared import metrics, wire
 from shared.clock import Clock
 from shared.plain import Plain
-from shared.protocol import names, reply, sse
+from shared.protocol import reply, sse
 from shared.protocol.caching import CachePolicy
 from shared.protocol.chunk import Chunk
 from shared.protocol.cursor import next_cursor
 from shared.protocol.errors import ProtocolError, Unavailable
+from shared.protocol.offset import SENTINELS
 from shared.protocol.reply import Reply
 from shared.protocol.request import Live
 from shared.web import failure
@@ -52,7 +53,7 @@ class Desk(Protocol):
         ...
 
 
-_Key = tuple[str, Live | None, str | None, bool, str | None, bool]
+_Key = tuple[str, Live | None, str | None, str | None, str | None, bool]
 
 
 class Group(Party):
@@ -320,7 +321,11 @@ class Parked:
                 failure(error)  # which logs it
             self._begin(group, wire.STREAM_END, ends=True)
             return
-        self._begin_last(group, failure(error), self._clock.now_ms())
+        if isinstance(error, ProtocolError):
+            outcome = reply.lost(group.plain.asked, error, self._policy)
+        else:
+            outcome = failure(error)
+        self._begin_last(group, outcome, self._clock.now_ms())
 
     # --- passes ----------------------------------------------------------------------------------
 
@@ -486,9 +491,9 @@ class Parked:
         passed = next_cursor(now_ms, asked.cursor) == next_cursor(now_ms, None)
         cursor = None if passed else asked.cursor
         if asked.live is Live.SSE:
-            return chunk.next, asked.live, cursor, False, None, False
-        from_now = asked.offset == names.NOW
-        return chunk.next, None, cursor, from_now, asked.if_none_match, plain.keep_alive
+            return chunk.next, asked.live, cursor, None, None, False
+        named = asked.offset if asked.offset in SENTINELS else None  # it bounds a cache's patience
+        return chunk.next, None, cursor, named, asked.if_none_match, plain.keep_alive
 
 
 def _write_each(fds: Sequence[int], payload: bytes) -> list[int]:

@@ -4,13 +4,14 @@ from typing import Final
 
 from edge.chunks import Chunks, Kept
 from edge.coalesce import Coalescer
-from edge.tail import SENTINELS, Tail
+from edge.tail import Tail
 from edge.tails import Tails
 from edge.upstream import Refused, Upstream
 from shared import metrics
 from shared.clock import Clock
 from shared.protocol import caching, names
 from shared.protocol.chunk import Chunk
+from shared.protocol.offset import SENTINELS
 
 # How long a kept chunk is served on the word of its last read, where no wake would tell of a
 # deletion.

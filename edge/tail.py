@@ -5,14 +5,10 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from edge.recent import PIECE_BYTES_MAX, Piece, Recent
-from shared.protocol import caching, jsonmode, media, names
+from shared.protocol import caching, jsonmode, media
 from shared.protocol.chunk import Chunk
-from shared.protocol.offset import ZERO_TOKEN
 from shared.waiters import Waiters
 from shared.wake import Wake
-
-# Where a read may begin that is no place of its own.
-SENTINELS: Final = frozenset({names.BEGINNING, names.NOW, ZERO_TOKEN})
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -8,8 +8,9 @@ from array import array
 class History:
     """The waves of many readers, each known by a small number such as its descriptor."""
 
-    def __init__(self) -> None:
-        """Expect each reader to see the waves from 1 on."""
+    def __init__(self, seen: int = 0) -> None:
+        """Expect each reader to see the waves after this one."""
+        self._seen = seen
         self.lost = 0  # waves that a reader missed between two that it saw
         self.doubled = 0  # waves that came again, or after a later one
         self._last = array("I")  # by reader; waves count from 1
@@ -17,7 +18,7 @@ class History:
     def see(self, reader: int, wave: int) -> bool:
         """Note that a reader saw a wave; return whether it is later than all it saw before."""
         if reader >= len(self._last):
-            self._last.extend([0] * (reader + 1 - len(self._last)))
+            self._last.extend([self._seen] * (reader + 1 - len(self._last)))
         expected = self._last[reader] + 1
         if wave < expected:
             self.doubled += 1
@@ -27,8 +28,8 @@ class History:
         return True
 
     def last_wave(self, reader: int) -> int:
-        """Return the last wave that a reader saw; 0 is none at all."""
-        return self._last[reader] if reader < len(self._last) else 0
+        """Return the last wave that a reader saw, or was to have seen before."""
+        return self._last[reader] if reader < len(self._last) else self._seen
 
 
 class Arrivals:

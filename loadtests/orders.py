@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from array import array
 from collections import Counter
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from loadtests.dialect import Dialect, Place
 PARK: Final = "park"  # connect every reader, and wait at its place
 AGAIN: Final = "again"  # let those wait again that were released
 TOTALS: Final = "totals"
+LATEST: Final = "latest"  # as TOTALS, but not by reader, and times only since the last of these
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,8 @@ class SwarmOrder:
     hold: bool = False  # a released reader asks again only when told to
     # None: all read the stream at `path`; else each one of its own, from this number on.
     streams_from: int | None = None
+    seen: int = 0  # the last wave before `place`
+    clock: Callable[[], float] = time.monotonic  # of stamps; another machine's needs another
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,8 @@ class Totals:
     last: array[int] = field(default_factory=lambda: array("I"))  # wave by reader
     lost: int = 0  # as History counts both
     doubled: int = 0
-    late_s: array[float] = field(default_factory=lambda: array("f"))  # of stamped messages
+    # Of stamped messages, but those that were there before all readers were.
+    late_s: array[float] = field(default_factory=lambda: array("f"))
     empty: int = 0  # waits that ended without data
     reconnects: int = 0  # tries
     refused: int = 0  # answers 503

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import heapq
+import math
 import os
 import random
 import resource
@@ -24,6 +25,7 @@ from loadtests.dialect import Place, Step
 from loadtests.history import Arrivals, History
 from loadtests.orders import (
     AGAIN,
+    LATEST,
     PARK,
     TOTALS,
     Parked,
@@ -61,9 +63,10 @@ class _Swarm:
         self._dialect = order.dialect(self._target)
         self._known: dict[bytes, Step] = {}
         self._requests: dict[Place, bytes] = {}
-        self._history = History()
+        self._history = History(order.seen)
         self._arrivals = Arrivals(order.readers)
         self._totals = Totals()
+        self._all_there_at = math.inf  # on the clock of stamps
         self._epoll = select.epoll()
         self._epoll.register(pipe, select.EPOLLIN)
         self._unconnected = 0
@@ -122,12 +125,15 @@ class _Swarm:
             for fd in self._readers if message.close else ():
                 if self._state[fd] & (_CONNECTED | _CONNECTING):
                     self._lose(fd)
-        elif message == TOTALS:
-            self._totals.last = array("I", map(self._history.last_wave, self._readers))
+        elif message in (TOTALS, LATEST):
+            readers = self._readers if message == TOTALS else ()
+            self._totals.last = array("I", map(self._history.last_wave, readers))
             self._totals.lost = self._history.lost
             self._totals.doubled = self._history.doubled
             self._totals.cpu_s = time.process_time()
             self._pipe.send(self._totals)
+            if message == LATEST:
+                self._totals.late_s = array("f")
 
     # Connecting
 
@@ -229,6 +235,7 @@ class _Swarm:
         self._totals.parked += 1
         if self._totals.parked == self._order.readers:
             self._totals.parked_at = time.monotonic()
+            self._all_there_at = min(self._all_there_at, self._order.clock())
             self._pipe.send(Parked(self._totals.parked_at))
 
     def _unpark(self, fd: int) -> None:
@@ -242,7 +249,7 @@ class _Swarm:
             return
         except OSError:
             data = b""
-        now = time.monotonic()
+        now = self._order.clock()
         if not data:
             self._lose(fd)
             return
@@ -280,7 +287,8 @@ class _Swarm:
                     if arrivals is not None:
                         self._pipe.send(Wave(wave, arrivals))
         for stamp in step.stamps:
-            self._totals.late_s.append(now - stamp)
+            if stamp >= self._all_there_at:
+                self._totals.late_s.append(now - stamp)
         if step.status == 204:
             self._totals.empty += 1
         if self._order.mode == "sse":

@@ -152,8 +152,9 @@ class Reads:
             return Kind.TAIL
         if end == state.tail:
             return Kind.FULL_AT_TAIL
-        if not isinstance(asked, Offset):
-            return Kind.FIRST
-        # What a fork inherits is told apart by its path alone, and that may be forked anew: only an
-        # offset of this very life means the same bytes forever.
-        return Kind.FULL if asked.incarnation == state.incarnation else Kind.TAIL
+        # Only an offset of this very life means the same bytes forever. The beginning is named
+        # alike in each life of the path: kept, it would send those who read on, and are told that
+        # this is gone, back to what is deleted. What a fork inherits is told apart by its path
+        # alone, and that may be forked anew.
+        lasting = isinstance(asked, Offset) and asked.incarnation == state.incarnation
+        return Kind.FULL if lasting else Kind.TAIL

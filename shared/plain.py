@@ -162,9 +162,7 @@ def parse_head(head: bytes, prefix: str) -> Plain | PlainAppend | Refusal | None
         return _parse_often(head, prefix)
     if not head.startswith(b"POST /"):
         return None
-    if _is_counted(head):
-        return _parse(head, prefix)
-    return _parse_often(head, prefix)
+    return (_parse if _is_counted(head) else _parse_often)(head, prefix)
 
 
 def parse_passable(head: bytes, prefix: str) -> Passable | None:
@@ -176,9 +174,13 @@ def parse_passable(head: bytes, prefix: str) -> Passable | None:
     """
     if len(head) > HEAD_BYTES_MAX or not head.startswith(b"POST /"):
         return None
-    if _is_counted(head):
-        return _pass(head, prefix)
-    return _pass_often(head, prefix)
+    return (_pass if _is_counted(head) else _pass_often)(head, prefix)
+
+
+def _is_counted(head: bytes) -> bool:
+    """Tell whether it is different in every append, as a producer's is, or that of who traces: no
+    such head is kept."""
+    return b"-Seq:" in head or b"-seq:" in head or b"traceparent:" in head
 
 
 def _pass(head: bytes, prefix: str) -> Passable | None:
@@ -199,12 +201,6 @@ def _pass(head: bytes, prefix: str) -> Passable | None:
     if len(passed) > HEAD_BYTES_MAX or len(lines) > _HEADERS_MAX:
         return None
     return Passable(passed, found.size, found.keep_alive)
-
-
-def _is_counted(head: bytes) -> bool:
-    """Tell whether there is something in a head that is different in every append of a producer, or
-    of who traces: no such head is kept."""
-    return b"-Seq:" in head or b"-seq:" in head or b"traceparent:" in head
 
 
 def _parse(head: bytes, prefix: str) -> Plain | PlainAppend | Refusal | None:

@@ -69,7 +69,7 @@ class Reading:
             case None:
                 chunk = await self.source.read(path, asked.offset)
             case Live.LONG_POLL:
-                chunk = await self._long_poll(path, asked.offset)
+                return respond(await self._long_poll(path, asked))
             case Live.SSE:
                 return await self._event_stream(request, path, asked)
         return respond(reply.read(asked, chunk, self.policy, self.clock.now_ms()))
@@ -83,14 +83,17 @@ class Reading:
             if not wait.expired():  # nor about to: it is on its way out
                 wait.reschedule(now + random.uniform(0, window_s))
 
-    async def _long_poll(self, path: str, offset: str) -> Chunk:
-        chunk = await self.source.join(path, offset)
-        if not chunk.empty or chunk.closed:
-            return chunk
-        with metrics.LIVE_READERS.labels("long-poll").track_inprogress(), suppress(TimeoutError):
-            async with self._bounded(self.times.long_poll_s):
-                return await self.source.next(path, chunk)
-        return chunk
+    async def _long_poll(self, path: str, asked: Read) -> reply.Reply:
+        chunk = await self.source.join(path, asked.offset)
+        if chunk.empty and not chunk.closed:
+            waiting = metrics.LIVE_READERS.labels("long-poll").track_inprogress()
+            try:
+                with waiting, suppress(TimeoutError):
+                    async with self._bounded(self.times.long_poll_s):
+                        chunk = await self.source.next(path, chunk)
+            except ProtocolError as error:
+                return reply.lost(asked, error, self.policy)
+        return reply.read(asked, chunk, self.policy, self.clock.now_ms())
 
     async def _event_stream(
         self, request: web.BaseRequest, path: str, asked: Read

@@ -15,12 +15,11 @@ class Kind(Enum):
     """What a reply is to a cache."""
 
     FULL = auto()  # a full chunk at an offset that this life of the stream minted
-    FIRST = auto()  # a full chunk that was asked for by a name that may mean another life later
     FULL_AT_TAIL = auto()  # a full chunk with nothing behind it yet: as short-lived as the tail
-    TAIL = auto()  # a read that reached the tail: it grows
+    TAIL = auto()  # what reached the tail, and grows; or began at a name that may soon mean another
     LIVE_DATA = auto()  # a long-poll that got data; the cursor is in the key
-    LIVE_EMPTY = auto()  # a long-poll that waited in vain
-    LIVE_END = auto()  # a 204 that must not outlive this moment: closed, or asked from `now`
+    LIVE_EMPTY = auto()  # a long-poll that waited in vain, or learned of the end
+    FROM_NOW = auto()  # another place each time
     SSE = auto()
 
 
@@ -37,25 +36,25 @@ class CachePolicy:
 
         A chunk of a stream that expires is never immutable: nobody who holds it could know the end.
         """
-        if kind in (Kind.FULL, Kind.FIRST) and expiry.ttl_s is not None:
+        if kind is Kind.FULL and expiry.ttl_s is not None:
             return f"public, max-age={min(60, expiry.ttl_s)}"
-        if kind in (Kind.FULL, Kind.FIRST) and expiry.expires_at_ms is not None:
+        if kind is Kind.FULL and expiry.expires_at_ms is not None:
             left_s = max(0, (expiry.expires_at_ms - now_ms) // 1000)
             return f"public, max-age={min(60, left_s)}"
         match kind:
             case Kind.FULL:
                 return IMMUTABLE
-            case Kind.FIRST:
-                return "public, max-age=60, stale-while-revalidate=300"
             case Kind.TAIL | Kind.FULL_AT_TAIL:
                 return self.tail
             case Kind.LIVE_DATA:
-                return "public, max-age=20"
+                # Collapsing needs a second: nginx lets those who wait look every 500 ms, and many
+                # of them take their time.
+                return "public, max-age=5"
             case Kind.LIVE_EMPTY:
                 return self.live_empty
             case Kind.SSE:
                 return "no-cache"
-            case Kind.LIVE_END:
+            case Kind.FROM_NOW:
                 return NO_STORE
 
 

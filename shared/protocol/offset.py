@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 from shared.protocol import names
 from shared.protocol.errors import InvalidOffset
@@ -33,6 +34,8 @@ class Offset:
 
 
 ZERO_TOKEN = Offset(0, 0).token()
+# Where a read may begin that is no place of its own: in each life of a path it means another.
+SENTINELS: Final = frozenset({names.BEGINNING, names.NOW, ZERO_TOKEN})
 
 
 def check_token(text: str) -> str:

@@ -12,6 +12,7 @@ from shared.protocol.cursor import next_cursor
 from shared.protocol.errors import ProtocolError, Unavailable
 from shared.protocol.expiry import NEVER
 from shared.protocol.media import is_text
+from shared.protocol.offset import SENTINELS
 from shared.protocol.precondition import tail_tag
 from shared.protocol.request import Live, Read
 from shared.protocol.stream import StreamState
@@ -155,8 +156,8 @@ def read(asked: Read, chunk: Chunk, policy: CachePolicy, now_ms: int) -> Reply:
     if waiting and not chunk.closed:
         headers[names.STREAM_CURSOR] = next_cursor(now_ms, asked.cursor)
     if waiting and chunk.empty:
-        ended = chunk.closed or from_now
-        kind = Kind.LIVE_END if ended else Kind.LIVE_EMPTY
+        # A close is for ever, and news to all who wait: a cache tells them by one answer.
+        kind = Kind.FROM_NOW if from_now else Kind.LIVE_EMPTY
         headers["Cache-Control"] = policy.control(kind, NEVER, now_ms)
         del headers["Content-Type"]
         return Reply(204, headers)
@@ -164,7 +165,7 @@ def read(asked: Read, chunk: Chunk, policy: CachePolicy, now_ms: int) -> Reply:
         headers["Cache-Control"] = caching.NO_STORE
         return Reply(200, headers, chunk.body)
     headers["Cache-Control"] = (
-        policy.control(Kind.LIVE_DATA, NEVER, now_ms) if waiting else chunk.cache_control
+        policy.control(_live_kind(asked, chunk), NEVER, now_ms) if waiting else chunk.cache_control
     )
     if chunk.etag is not None:
         headers["ETag"] = chunk.etag
@@ -209,6 +210,18 @@ def refused(error: ProtocolError | Unavailable) -> Reply:
     )
 
 
+def lost(asked: Read, error: ProtocolError, policy: CachePolicy) -> Reply:
+    """Answer a long-poll whose stream went away while it waited.
+
+    An offset of a life that is over is refused for ever, so a cache may tell all who waited there
+    by one answer. A name for the beginning means the next stream as soon as there is one.
+    """
+    made = refused(error)
+    if error.status in (404, 410) and asked.offset not in SENTINELS:
+        made.headers["Cache-Control"] = policy.control(Kind.LIVE_EMPTY, NEVER, 0)
+    return made
+
+
 def _read_headers(chunk: Chunk) -> dict[str, str]:
     headers = {
         "Content-Type": chunk.content_type,
@@ -223,6 +236,13 @@ def _read_headers(chunk: Chunk) -> dict[str, str]:
     if chunk.expires_at is not None:
         headers[names.STREAM_EXPIRES_AT] = chunk.expires_at
     return headers
+
+
+def _live_kind(asked: Read, chunk: Chunk) -> Kind:
+    """Tell what a long-poll with data is to a cache: the path may be another stream's soon, or
+    nobody's, and the beginning is named alike in each life."""
+    expires = chunk.ttl_s is not None or chunk.expires_at is not None
+    return Kind.TAIL if asked.offset in SENTINELS or expires else Kind.LIVE_DATA
 
 
 def _retention(state: StreamState) -> dict[str, str]:

@@ -48,11 +48,11 @@ class Answer:
     def cache_control(self) -> str:
         return self.headers["Cache-Control"]
 
-    def refusal(self) -> tuple[str, str]:
+    def refusal(self, control: str = "no-store") -> tuple[str, str]:
         """Return code and message of an error, whose form is checked on the way."""
         assert self.status >= 400, self
         assert self.headers["Content-Type"] == "application/json"
-        assert self.headers.getall("Cache-Control") == ["no-store"]
+        assert self.headers.getall("Cache-Control") == [control]
         told = orjson.loads(self.body)
         assert set(told) == {"error"}
         assert set(told["error"]) == {"code", "message"}

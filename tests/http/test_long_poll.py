@@ -174,9 +174,11 @@ async def test_close_wakes_whoever_waits(patient: Server) -> None:
     tail = (await stream.put(b"data")).next
     polls = [await parked(stream, tail), await parked(stream, "now")]
     await stream.close()
-    for answer in await asyncio.gather(*polls):
+    answers = await asyncio.gather(*polls)
+    for answer in answers:
         assert (answer.status, answer.closed, answer.next) == (204, True, tail)
-        assert answer.cache_control == "no-store"
+    # A cache tells all who wait at the same place by one answer; from `now` is no place.
+    assert [answer.cache_control for answer in answers] == ["public, max-age=1", "no-store"]
 
 
 async def test_live_read_has_all_that_was_acknowledged_before_it(server: Server) -> None:
@@ -212,11 +214,14 @@ async def test_last_append_and_close_arrive_together(patient: Server) -> None:
 async def test_deletion_wakes_whoever_waits(patient: Server) -> None:
     stream = patient.stream()
     tail = (await stream.put(b"data")).next
-    poll = await parked(stream, tail)
+    poll, from_now = [await parked(stream, offset) for offset in (tail, "now")]
     await stream.delete()
-    answer = await poll
-    assert answer.status in (404, 410)
-    answer.refusal()
+    for waiting, control in ((poll, "public, max-age=1"), (from_now, "no-store")):
+        answer = await waiting
+        assert answer.status in (404, 410)
+        # That offset is refused for ever: a cache tells all who waited there by one answer.
+        answer.refusal(control)
+    (await stream.poll(tail)).refusal()
 
 
 async def test_stream_that_is_made_anew_does_not_wake_readers_of_the_old_one_with_its_data(

@@ -50,3 +50,11 @@ def test_readers_are_apart() -> None:
     assert history.see(FIRST, 1)
     assert history.see(SECOND, 1)
     assert [history.last_wave(reader) for reader in (FIRST, SECOND, 7, 100)] == [1, 1, 0, 0]
+
+
+def test_a_reader_may_begin_behind_waves_that_others_saw() -> None:
+    history = History(seen=7)
+    assert history.see(3, 8)
+    assert not history.see(2, 7)
+    assert [history.last_wave(reader) for reader in (2, 3, 4)] == [7, 8, 7]
+    assert (history.lost, history.doubled) == (0, 1)

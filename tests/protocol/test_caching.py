@@ -11,20 +11,18 @@ from shared.protocol.expiry import NEVER, Expiry
 
 POLICY = CachePolicy()
 NOW_MS = 1_800_000_000_000
-FULL_KINDS = (Kind.FULL, Kind.FIRST)
 FOREVER = "public, max-age=31536000, immutable"
-FIRST = "public, max-age=60, stale-while-revalidate=300"
 
 
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
         (Kind.FULL, FOREVER),
-        (Kind.FIRST, FIRST),
+        (Kind.FULL_AT_TAIL, "public, max-age=1"),
         (Kind.TAIL, "public, max-age=1"),
-        (Kind.LIVE_DATA, "public, max-age=20"),
+        (Kind.LIVE_DATA, "public, max-age=5"),
         (Kind.LIVE_EMPTY, "public, max-age=1"),
-        (Kind.LIVE_END, "no-store"),
+        (Kind.FROM_NOW, "no-store"),
         (Kind.SSE, "no-cache"),
     ],
     ids=lambda value: value.name if isinstance(value, Kind) else "",
@@ -50,24 +48,20 @@ def max_age(control: str) -> int:
     return int(found[1])
 
 
-@pytest.mark.parametrize("kind", FULL_KINDS)
 @pytest.mark.parametrize(("ttl_s", "age"), [(0, 0), (1, 1), (59, 59), (60, 60), (10**9, 60)])
-def test_chunk_of_a_sliding_window_is_kept_no_longer_than_it(
-    kind: Kind, ttl_s: int, age: int
-) -> None:
-    control = POLICY.control(kind, Expiry(ttl_s=ttl_s), NOW_MS)
+def test_chunk_of_a_sliding_window_is_kept_no_longer_than_it(ttl_s: int, age: int) -> None:
+    control = POLICY.control(Kind.FULL, Expiry(ttl_s=ttl_s), NOW_MS)
     assert max_age(control) == age
     assert "immutable" not in control
     assert "stale" not in control
 
 
-@pytest.mark.parametrize("kind", FULL_KINDS)
 @pytest.mark.parametrize(
     ("left_ms", "age"), [(-5_000, 0), (0, 0), (999, 0), (1_000, 1), (59_999, 59), (10**12, 60)]
 )
-def test_chunk_is_kept_no_longer_than_the_deadline(kind: Kind, left_ms: int, age: int) -> None:
+def test_chunk_is_kept_no_longer_than_the_deadline(left_ms: int, age: int) -> None:
     expiry = Expiry(expires_at="-", expires_at_ms=NOW_MS + left_ms)
-    control = POLICY.control(kind, expiry, NOW_MS)
+    control = POLICY.control(Kind.FULL, expiry, NOW_MS)
     assert max_age(control) == age
     assert "immutable" not in control
     assert "stale" not in control

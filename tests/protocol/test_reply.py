@@ -9,7 +9,15 @@ from shared.protocol import reply
 from shared.protocol.append import Accepted, Append, Unchanged
 from shared.protocol.caching import CachePolicy
 from shared.protocol.chunk import Chunk
-from shared.protocol.errors import NotFound, SequenceGap, StreamClosed, Unavailable
+from shared.protocol.errors import (
+    BadRequest,
+    Gone,
+    NotFound,
+    ProtocolError,
+    SequenceGap,
+    StreamClosed,
+    Unavailable,
+)
 from shared.protocol.expiry import NEVER, Expiry
 from shared.protocol.producer import ProducerKey, ProducerState
 from shared.protocol.request import Live, Read
@@ -259,8 +267,25 @@ def test_long_poll_with_data() -> None:
     assert (made.status, made.body) == (200, b"hello")
     assert made.headers["Stream-Cursor"] == "1001"
     assert made.headers["Stream-Up-To-Date"] == "true"
-    assert made.headers["Cache-Control"] == "public, max-age=20"
+    assert made.headers["Cache-Control"] == "public, max-age=5"
     assert made.headers["ETag"] == '"x:y"'
+
+
+@pytest.mark.parametrize(
+    ("offset", "chunk"),
+    [
+        pytest.param("-1", CHUNK, id="beginning"),
+        pytest.param("0000000000000000_0000000000000000", CHUNK, id="zero-token"),
+        pytest.param(TAIL, replace(CHUNK, ttl_s=1), id="sliding-window"),
+        pytest.param(TAIL, replace(CHUNK, expires_at="2099-01-01T00:00:00Z"), id="deadline"),
+    ],
+)
+def test_long_poll_with_data_that_may_soon_be_wrong_is_kept_as_the_tail_is(
+    offset: str, chunk: Chunk
+) -> None:
+    made = answer(chunk, offset, Live.LONG_POLL)
+    assert (made.status, made.body) == (200, b"hello")
+    assert made.headers["Cache-Control"] == "tail"
 
 
 def test_long_poll_in_vain() -> None:
@@ -281,9 +306,11 @@ def test_long_poll_of_a_json_stream_in_vain_has_no_body() -> None:
     assert (made.status, made.body) == (204, b"")
 
 
-@pytest.mark.parametrize("offset", [TAIL, "now", "-1"])
+@pytest.mark.parametrize(
+    ("offset", "control"), [(TAIL, "live-empty"), ("-1", "live-empty"), ("now", "no-store")]
+)
 @pytest.mark.parametrize("chunk", [NOTHING, NO_MESSAGES], ids=["text", "json"])
-def test_long_poll_at_the_end_of_a_closed_stream(offset: str, chunk: Chunk) -> None:
+def test_long_poll_at_the_end_of_a_closed_stream(offset: str, control: str, chunk: Chunk) -> None:
     made = answer(replace(chunk, closed=True), offset, Live.LONG_POLL, cursor="5")
     assert made == reply.Reply(
         204,
@@ -291,7 +318,7 @@ def test_long_poll_at_the_end_of_a_closed_stream(offset: str, chunk: Chunk) -> N
             "Stream-Next-Offset": TAIL,
             "Stream-Up-To-Date": "true",
             "Stream-Closed": "true",
-            "Cache-Control": "no-store",
+            "Cache-Control": control,
         },
     )
 
@@ -309,6 +336,26 @@ def test_long_poll_from_now_with_data_is_not_kept() -> None:
     assert made.headers["Cache-Control"] == "no-store"
     assert made.headers["Stream-Cursor"] == "1000"
     assert "ETag" not in made.headers
+
+
+@pytest.mark.parametrize(
+    ("offset", "error", "control"),
+    [
+        pytest.param(TAIL, NotFound("a"), "live-empty", id="deleted"),
+        pytest.param(TAIL, Gone("a"), "live-empty", id="gone"),
+        pytest.param("-1", NotFound("a"), "no-store", id="beginning"),
+        pytest.param("now", NotFound("a"), "no-store", id="now"),
+        pytest.param(TAIL, BadRequest("a"), "no-store", id="refused"),
+    ],
+)
+def test_stream_that_went_away_while_a_reader_waited(
+    offset: str, error: ProtocolError, control: str
+) -> None:
+    made = reply.lost(Read(offset, Live.LONG_POLL), error, POLICY)
+    assert made.status == error.status
+    assert made.headers["Cache-Control"] == control
+    plain = reply.refused(error)
+    assert made == replace(plain, headers=plain.headers | {"Cache-Control": control})
 
 
 # --- event streams ------------------------------------------------------------------------------
