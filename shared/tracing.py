@@ -52,10 +52,12 @@ async def open_tracer(settings: Settings) -> AsyncIterator["Tracer | None"]:
 
 def within(traceparent: str | None) -> "Context":
     """Return the context of a span that another process has begun; anything malformed is none."""
+    from opentelemetry.context import Context
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-    carrier = {} if traceparent is None else {_HEADER: traceparent}
-    return TraceContextTextMapPropagator().extract(carrier)
+    if traceparent is None:
+        return Context()
+    return TraceContextTextMapPropagator().extract({_HEADER: traceparent}, Context())
 
 
 def traceparent(span: "Span") -> str | None:

@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from edge.outbox import _HELD_BYTES_MAX as REPLIES_BYTES
-from origin.commit import _QUEUE_BYTES_MAX as QUEUE_BYTES
-from shared import config, descriptors, web
+from edge import lane, lines, outbox, recent, writes
+from origin import commit, hot, reader
+from shared import config, descriptors, plain, web
 from shared.config import Settings, fields_of, load, variable
 from tests.service import ROOT
 
@@ -22,6 +22,14 @@ DEPLOY = ROOT / "deploy"
 OVERLAYS = ("single-node", "production")
 MIB = 1024 * 1024
 CODE_BYTES = 80 * MIB
+# What caches and queues may hold by bounds of the code; those that are settings come on top.
+OF_EDGES = (
+    2 * outbox._HELD_BYTES_MAX,
+    recent._BYTES_MAX,
+    lane._UPLOADS_MAX * (writes.BODY_BYTES_MAX + plain.HEAD_BYTES_MAX),
+    lines._LINES * lines._BYTES_MAX,
+)
+OF_ORIGINS = (commit._QUEUE_BYTES_MAX, hot._BYTES_MAX, reader._RECENT_BYTES_MAX)
 SOCKET_BYTES = 4096  # of the kernel
 READER_BYTES = 200
 STREAM_BYTES = 2048
@@ -80,14 +88,11 @@ def memory_needed(command: str, settings: Settings) -> int:
     bodies = max(web._BODIES_BYTES_MAX, settings.body_bytes_max)
     if command == config.ORIGIN:
         sqlite, sockets = 64 * MIB, 2000 * SOCKET_BYTES
-        return (
-            (CODE_BYTES + settings.hot_streams * STREAM_BYTES + bodies + QUEUE_BYTES)
-            + sqlite
-            + sockets
-        )
+        streams = settings.hot_streams * STREAM_BYTES
+        return CODE_BYTES + streams + bodies + sum(OF_ORIGINS) + sqlite + sockets
     assert settings.connections is not None
     readers = settings.connections * (SOCKET_BYTES + READER_BYTES)
-    return CODE_BYTES + settings.chunk_cache_bytes + 2 * REPLIES_BYTES + bodies + readers
+    return CODE_BYTES + settings.chunk_cache_bytes + bodies + sum(OF_EDGES) + readers
 
 
 def quantity(text: str) -> int:

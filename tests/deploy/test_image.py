@@ -323,7 +323,16 @@ def test_files_that_compose_mounts_are_there() -> None:
         if volume["type"] == "bind"
     }
     assert len(mounts) == 6
-    assert {path for path in mounts if not path.is_file()} <= {DEPLOY / "cdn/varnish/default.vcl"}
+    assert {path for path in mounts if not path.is_file()} == set()
+
+
+def test_cache_of_compose_asks_the_edges() -> None:
+    text = (DEPLOY / "cdn" / "varnish" / "default.vcl").read_text()
+    hosts = re.findall(r'\.host = "([^"]+)";\s*\.port = "(\d+)"', text)
+    port = environment()["HEADWATER_PORT"]
+    edges = {(name, port) for name, one in ours().items() if one["command"] == [EDGE]}
+    assert set(hosts) == edges
+    assert f"{DEPLOY}/cdn/varnish/default.vcl" in str(compose()["services"]["varnish"]["volumes"])
 
 
 def test_prometheus_of_compose_asks_each_process() -> None:
