@@ -11,6 +11,7 @@ from typing import Final
 from urllib.parse import quote
 
 import aiohttp
+from yarl import URL
 
 from shared import metrics
 from shared.config import BadSetting, Settings
@@ -169,7 +170,7 @@ class Purger:
             data = hook.body.replace("{key}", key).encode()
             headers.setdefault("Content-Type", "application/json")
         async with session.request(
-            hook.method, url, data=data, headers=headers, allow_redirects=False
+            hook.method, URL(url, encoded=True), data=data, headers=headers, allow_redirects=False
         ) as reply:
             after = reply.headers.get("Retry-After", "")
             wait_s = min(float(after), _RETRY_AFTER_S_MAX) if after.isdecimal() else 0.0

@@ -6,6 +6,7 @@ import aiohttp
 import pytest
 from multidict import CIMultiDictProxy
 
+from shared.protocol.surrogate import surrogate_key
 from tests.http.api import JSON, TEXT, ZERO_TOKEN, Server, moved
 from tests.service import Service
 
@@ -69,6 +70,24 @@ async def test_live_replies_have_lifetimes_of_their_own(server: Server) -> None:
         assert events.reply.headers.getall("Cache-Control") == ["no-cache"]
         assert "ETag" not in events.reply.headers
         assert "Vary" not in events.reply.headers
+
+
+async def test_every_read_names_its_stream_for_purges(server: Server) -> None:
+    stream = server.stream()
+    await stream.put(b"x")
+    read = await stream.get()
+    same = await stream.get(headers={"If-None-Match": read.headers["ETag"]})
+    waited = await stream.poll(read.next)
+    polled = await stream.poll("-1")
+    assert [answer.status for answer in (read, same, waited, polled)] == [200, 304, 204, 200]
+    heads = [answer.headers for answer in (read, same, waited, polled)]
+    async with stream.sse("-1") as events:
+        heads.append(events.reply.headers)
+    key = surrogate_key(stream.path)
+    assert [head.getall("Surrogate-Key") for head in heads] == [[key]] * 5
+    assert [head.getall("Cache-Tag") for head in heads] == [[key]] * 5
+    for answer in (await stream.head(), await stream.delete(), await stream.get()):
+        assert "Surrogate-Key" not in answer.headers  # nobody keeps these
 
 
 async def test_tag_changes_with_every_append_and_with_the_close(server: Server) -> None:
