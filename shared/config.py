@@ -136,7 +136,9 @@ class Settings:
         most=3600,
     )
     cache_tail: str = _setting(
-        "public, max-age=1", "Cache-Control of reads that reach the tail", (UP, ORIGIN, EDGE)
+        "public, max-age=1",
+        "Cache-Control of reads that reach the tail, or name the beginning",
+        (UP, ORIGIN, EDGE),
     )
     cache_live_empty: str = _setting(
         "public, max-age=1",

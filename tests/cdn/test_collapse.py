@@ -45,6 +45,7 @@ async def test_an_append_reaches_all_readers_by_one_request(behind: Behind) -> N
     assert {(reader.seen, *reader.statuses) for reader in readers} == {
         (b"secondthird", 200, 204, 200)
     }
+    print(f"{behind.cache}: {READERS} readers, 3 replies each; at the edges 3")
 
 
 async def test_a_close_without_data_reaches_all_readers_by_one_request(behind: Behind) -> None:
