@@ -143,8 +143,8 @@ class _Writers:
         """
         free = deque(self._by_fd.values())
         total, at = round(seconds * per_s), 0
-        # An epoll waits whole milliseconds, and wakes late: where the next one is far away, the last
-        # of them is spent asking. Often it would take the core that the server needs.
+        # An epoll waits whole milliseconds, and wakes late: where the next one is far away, the
+        # last of them is spent asking. Often it would take the core that the server needs.
         spin_s = _SPIN_S if per_s * _SPIN_S < 0.25 else 0.0
         freed = began  # when a connection was free again, after none was
         deadline = began + seconds + _DRAIN_S
