@@ -64,7 +64,7 @@ def _check(folder: Path) -> Iterator[str]:
             stack.callback(journal.let_go)
             packs = Database(packs_path, PACKS_SCHEMA, vfs=None)
             stack.callback(packs.let_go)
-            index = Index(index_path, None)
+            index = Index(index_path, None, upgrade=False)
             stack.callback(index.database.let_go)
         except CorruptLog as error:
             yield str(error)

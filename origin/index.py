@@ -87,15 +87,25 @@ CREATE TABLE IF NOT EXISTS usage (
 class Index:
     """The index of one data folder: one writer at a time, and any number of readers."""
 
-    def __init__(self, path: Path, vfs: str | None) -> None:
+    def __init__(self, path: Path, vfs: str | None, *, upgrade: bool = True) -> None:
         """Open or create it.
+
+        Args:
+            upgrade: whether a file of an earlier format is rewritten, and not refused.
 
         Raises:
             CorruptLog: the file is not ours, is damaged, or has another format.
         """
         self.path = path
-        look = partial(_look, path)
-        self.database = Database(path, _SCHEMA, vfs=vfs, version=_FORMAT, summed=True, look=look)
+        self.database = Database(
+            path,
+            _SCHEMA,
+            vfs=vfs,
+            version=_FORMAT,
+            remedy=f"; a start brings format {_UNSUMMED_FORMAT} there",
+            summed=True,
+            look=partial(_look, path, upgrade),
+        )
         self.writing = Lock()  # held by whoever uses the writer
 
     def applied(self) -> tuple[int, int]:
@@ -203,10 +213,10 @@ class Index:
         return self.database.reader().execute(sql, values).fetchall()
 
 
-def _look(path: Path, connection: apsw.Connection) -> None:
+def _look(path: Path, upgrade: bool, connection: apsw.Connection) -> None:
     """Refuse a log in which transactions lie behind damage; add checksums to a file without."""
     wal.check(path, max(checkpoint(connection, "NOOP"), 0))  # -1: no WAL yet
-    if one(connection, "PRAGMA user_version")[0] == _UNSUMMED_FORMAT:
+    if upgrade and one(connection, "PRAGMA user_version")[0] == _UNSUMMED_FORMAT:
         _log.info("adding checksums to the pages of the index, once: %s", path)
         add_sums(connection)
         connection.execute(f"PRAGMA user_version = {_FORMAT}")

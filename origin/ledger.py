@@ -16,6 +16,9 @@ from shared.wake import Wake
 
 # They cannot leave memory before the index has them, and collecting them takes the loop 2 µs each.
 _BATCH_STREAMS: Final = 2000
+# Each is one of a kind, so nothing is saved by waiting for more; and commits wait for the disk
+# while the index writes: 4 ms for so many that go, 20 ms for four times as many.
+_BATCH_DELETED: Final = 500
 
 Publish = Callable[[str, Wake], None]
 
@@ -139,7 +142,7 @@ class Ledger:
         for move in moves.values():
             self._announce(move)
             move.stream.waiters.wake()
-        if len(self._dirty) + len(self._deleted) >= _BATCH_STREAMS:
+        if len(self._dirty) >= _BATCH_STREAMS or len(self._deleted) >= _BATCH_DELETED:
             self.enough.set()
 
     @property

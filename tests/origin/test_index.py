@@ -148,6 +148,9 @@ def test_index_without_checksums_gets_them_once(
         right = answers(tmp_path)
     old = (tmp_path / "index.db").read_bytes()
     assert old[20] == 0
+    needed = "has format 4, this version of Headwater needs 5; a start brings format 4 there"
+    assert list(check(tmp_path)) == [f"{tmp_path}/index.db: {needed}"]
+    assert (tmp_path / "index.db").read_bytes() == old
     for _ in range(2):
         assert answers(tmp_path) == right
     new = (tmp_path / "index.db").read_bytes()
