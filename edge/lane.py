@@ -35,6 +35,7 @@ from shared.protocol.errors import RequestTimeout, Unavailable
 from shared.protocol.reply import Reply
 from shared.protocol.request import Live
 from shared.reading import LiveTimes
+from shared.sockets import BACKLOG
 from shared.tasks import background
 from shared.web import Listener, failure
 
@@ -177,6 +178,32 @@ class Lane:
         with suppress(TimeoutError):
             async with asyncio.timeout(window_s):
                 await self._idle.wait()
+                if self._listen_no_more():
+                    self._idle.clear()
+                    await self._idle.wait()
+
+    def _listen_no_more(self) -> bool:
+        """Take those who are connected already, and nobody after them; return whether there were
+        any.
+
+        Whoever comes from now on is refused at once, and goes elsewhere. Taken and then cut off
+        when we end, a client would see its reply break off.
+        """
+        before = self._seats.taken
+        for listening in self._listening.values():
+            for _ in range(BACKLOG // _ACCEPTS + 1):  # else a crowd would hold us up for ever
+                if not self._accept(listening):
+                    break
+            listening.close()  # the epoll forgets it
+        self._listening.clear()
+        self._paused.clear()
+        return self._seats.taken > before
+
+    def _hang_up(self) -> None:
+        """Let go of those who are between two requests: none of theirs would be answered."""
+        for fd, state in enumerate(self._seats.state):
+            if state == seats.HEAD:
+                self._say_goodbye(fd)
 
     def _due(self, now_s: float, wait_s: float) -> float:
         """Return when a wait that begins now ends."""
@@ -206,24 +233,25 @@ class Lane:
         if self._seats.state[fd] != seats.FREE:
             self.close(fd)
 
-    def _accept(self, listening: socket.socket) -> None:
+    def _accept(self, listening: socket.socket) -> bool:
+        """Take some of those who connect; return whether there may be more."""
         due_s = self._clock.monotonic_s() + self._bounds.header_timeout_s
         for _ in range(_ACCEPTS):
             full = self.connections >= self._bounds.connections
             if full and len(self._turned_away) >= _TURNED_AWAY_MAX:
                 self._pause(listening)
-                return
+                return False
             try:
                 sock, _ = listening.accept()
             except BlockingIOError:
-                return
+                return False
             except OSError as error:
                 if error.errno == errno.ECONNABORTED:
                     continue
                 # No descriptor or memory is left: whoever waits goes on waiting, and so do we.
                 _log.warning("cannot accept: error=%s", error.strerror)
                 self._pause(listening)
-                return
+                return False
             fd = sock.detach()
             os.set_blocking(fd, False)
             if full:
@@ -232,6 +260,7 @@ class Lane:
             else:
                 self._seats.take(fd, seats.HEAD, due_s)
             self._epoll.register(fd, select.EPOLLIN)
+        return True
 
     def _pause(self, listening: socket.socket) -> None:
         """Accept no more before the next sweep: to try again at once would only spin."""
@@ -556,6 +585,11 @@ class Lane:
                 self._epoll.modify(listening, select.EPOLLIN)
             self._paused.clear()
             now_s = self._clock.monotonic_s()
+            if now_s >= self._leave_by_s:
+                if self._listening:
+                    self._listen_no_more()
+                else:  # a sweep later: who was taken then has had the time to ask
+                    self._hang_up()
             for fd in self._outbox.stalled(now_s):
                 self.close(fd, "stalled")
             for number, fd in enumerate(self._seats.due(now_s), 1):
