@@ -115,6 +115,23 @@ def _upstream(settings: Settings, socket: Path | None) -> Upstream:
     )
 
 
+async def drain(edge: Edge, window_s: float, margin_s: float = 1.0) -> None:
+    """Let everyone who waits go within a window, and finish what is under way.
+
+    Args:
+        margin_s: how much longer replies may take that were begun in time.
+    """
+    lane, listener, reading = edge.lane, edge.handlers.listener, edge.handlers.reading
+    listener.draining = True
+    lane.release(window_s)
+    reading.release(window_s)
+    loop = asyncio.get_running_loop()
+    end_s = loop.time() + window_s + margin_s
+    await lane.drain(window_s + margin_s)
+    # Then, and not meanwhile: until its end the lane brings connections, with writes to finish.
+    await listener.drain(max(margin_s, end_s - loop.time()))
+
+
 async def run(settings: Settings, stop: asyncio.Event, announce: Callable[[str], None]) -> None:
     """Serve until stop is set, then drain."""
     async with (
@@ -135,8 +152,5 @@ async def run(settings: Settings, stop: asyncio.Event, announce: Callable[[str],
         announce(where)
         await stop.wait()
         health.ready = False
-        edge.lane.release(settings.drain_s)
-        edge.handlers.reading.release(settings.drain_s)
-        patience_s = settings.drain_s + 1.0
-        await asyncio.gather(edge.lane.drain(patience_s), edge.handlers.listener.drain(patience_s))
+        await drain(edge, settings.drain_s)
         await admin.drain(0)

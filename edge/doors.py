@@ -11,6 +11,7 @@ from typing import Final
 from edge import seats
 from edge.seats import Seats
 from shared.clock import Clock
+from shared.sockets import BACKLOG
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +45,12 @@ class Doors:
         self._listening: dict[int, socket.socket] = {}
         self._paused: set[int] = set()  # of them, those that rest until `reopen`
         self._turned_away: set[int] = set()
+        self._in_need = False  # of descriptors or memory, when somebody came last
+
+    @property
+    def open(self) -> bool:
+        """Whether anybody may come."""
+        return bool(self._listening)
 
     def __contains__(self, fd: int) -> bool:
         return fd in self._listening
@@ -54,26 +61,49 @@ class Doors:
         self._listening[sock.fileno()] = sock
         self._epoll.register(sock.fileno(), select.EPOLLIN)
 
-    def accept(self, fd: int) -> None:
-        """Let in who waits at a listening socket."""
+    def accept(self, fd: int) -> bool:
+        """Let in some of those who wait at a listening socket; return whether there may be more."""
         due_s = self._clock.monotonic_s() + self._header_timeout_s
         for _ in range(_ACCEPTS):
             full = self._is_full()
             if full and len(self._turned_away) >= _TURNED_AWAY_MAX:
                 self._pause(fd)
-                return
+                return False
             try:
                 sock, _ = self._listening[fd].accept()
             except BlockingIOError:
-                return
+                return False
             except OSError as error:
                 if error.errno == errno.ECONNABORTED:
                     continue
-                # No descriptor or memory is left: whoever waits goes on waiting, and so do we.
-                _log.warning("cannot accept: error=%s", error.strerror)
-                self._pause(fd)
-                return
-            self._seat(sock.detach(), due_s, full=full)
+                self._pause_in_need(fd, error)
+                return False
+            try:
+                self._seat(sock.fileno(), due_s, full=full)
+            except OSError as error:  # the epoll may have no more of them
+                sock.close()
+                self._pause_in_need(fd, error)
+                return False
+            sock.detach()
+            self._in_need = False
+        return True
+
+    def shut(self) -> bool:
+        """Let in those who are connected already, and nobody after them; return whether there were
+        any.
+
+        Whoever comes from now on is refused at once, and goes elsewhere. Let in and then cut off
+        when we end, a client would see its reply break off.
+        """
+        before = self._seats.taken
+        for fd, sock in self._listening.items():
+            for _ in range(BACKLOG // _ACCEPTS + 1):  # else a crowd would hold us up for ever
+                if not self.accept(fd):
+                    break
+            sock.close()  # the epoll forgets it
+        self._listening.clear()
+        self._paused.clear()
+        return self._seats.taken > before
 
     def reopen(self) -> None:
         """Accept again where that was given up; to be called now and then."""
@@ -92,12 +122,19 @@ class Doors:
 
     def _seat(self, fd: int, due_s: float, *, full: bool) -> None:
         os.set_blocking(fd, False)
+        self._epoll.register(fd, select.EPOLLIN)
         if full:
             self._turned_away.add(fd)
             self._seats.take(fd, seats.TURNED_AWAY, self._clock.monotonic_s() + _TURNED_AWAY_S)
         else:
             self._seats.take(fd, seats.HEAD, due_s)
-        self._epoll.register(fd, select.EPOLLIN)
+
+    def _pause_in_need(self, fd: int, error: OSError) -> None:
+        """No descriptor or memory is left: whoever waits goes on waiting, and so do we."""
+        if not self._in_need:  # said once, and not at each try
+            _log.warning("cannot accept: error=%s", error.strerror)
+        self._in_need = True
+        self._pause(fd)
 
     def _pause(self, fd: int) -> None:
         """Accept no more before the next sweep: to try again at once would only spin."""

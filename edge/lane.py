@@ -167,6 +167,15 @@ class Lane:
         with suppress(TimeoutError):
             async with asyncio.timeout(window_s):
                 await self._idle.wait()
+                if self._doors.shut():
+                    self._idle.clear()
+                    await self._idle.wait()
+
+    def _hang_up(self) -> None:
+        """Let go of those who are between two requests: none of theirs would be answered."""
+        for fd, state in enumerate(self._seats.state):
+            if state == seats.HEAD:
+                self._say_goodbye(fd)
 
     def _due(self, now_s: float, wait_s: float) -> float:
         """Return when a wait that begins now ends."""
@@ -527,6 +536,11 @@ class Lane:
             self._doors.reopen()
             self._lines.expire()
             now_s = self._clock.monotonic_s()
+            if now_s >= self._leave_by_s:
+                if self._doors.open:
+                    self._doors.shut()
+                else:  # a sweep later: who was taken then has had the time to ask
+                    self._hang_up()
             for fd in self._outbox.stalled(now_s):
                 self.close(fd, "stalled")
             for number, fd in enumerate(self._seats.due(now_s), 1):

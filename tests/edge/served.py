@@ -85,7 +85,13 @@ class Served:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a second write is sent at once
         if receive_bytes is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port or self.lane_port))
+        try:
+            await asyncio.get_running_loop().sock_connect(
+                sock, ("127.0.0.1", port or self.lane_port)
+            )
+        except OSError:
+            sock.close()
+            raise
         return Line(sock)
 
 

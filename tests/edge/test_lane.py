@@ -13,6 +13,7 @@ import pytest
 
 from edge import gatherings, outbox, seats
 from edge import lane as lane_module
+from edge.app import drain
 from edge.lane import Lane
 from edge.outbox import Outbox
 from edge.source import EdgeSource
@@ -682,11 +683,7 @@ def test_what_slow_readers_hold_in_all_is_bounded(monkeypatch: pytest.MonkeyPatc
 
 async def finish(here: Served, window_s: float) -> None:
     """Drain as the service does."""
-    here.lane.release(window_s)
-    here.edge.handlers.reading.release(window_s)
-    await asyncio.gather(
-        here.lane.drain(window_s + 5.0), here.edge.handlers.listener.drain(window_s + 5.0)
-    )
+    await drain(here.edge, window_s, margin_s=5.0)
 
 
 def test_drain_answers_everyone_who_waits_and_loses_nothing() -> None:
@@ -763,6 +760,36 @@ def test_reads_that_wait_for_their_turn_are_not_begun_at_the_end(
         assert not here.lane._tasks
         for line in lines:
             line.close()
+
+    run(story)
+
+
+@pytest.mark.parametrize("query", ["offset=-1&live=sse", "offset=now&live=long-poll"])
+def test_whoever_comes_while_it_drains_is_answered_to_the_end_or_refused(query: str) -> None:
+    async def story() -> None:
+        async with served() as here:
+            await here.create("s", b"data")
+            answers = 0
+
+            async def come_again_and_again() -> None:
+                nonlocal answers
+                while True:
+                    try:
+                        line = await here.connect()
+                    except ConnectionRefusedError:
+                        return
+                    await line.ask(f"s?{query}")
+                    answer = await line.reply()
+                    assert answer.status in (200, 204)
+                    await line.ended()
+                    line.close()
+                    answers += 1
+
+            draining = asyncio.create_task(finish(here, 0.3))
+            await asyncio.gather(*(come_again_and_again() for _ in range(30)))
+            assert answers >= 30
+            await draining
+            assert not here.lane.connections
 
     run(story)
 
