@@ -123,7 +123,7 @@ sub purge {
         req.http.Authorization != "Bearer " + std.getenv("HEADWATER_PURGE_SECRET")) {
         return (synth(403, "Wrong or no purge secret"));
     }
-    if (req.http.Surrogate-Key !~ "^[A-Za-z0-9._~/%-]+$") {
+    if (req.http.Surrogate-Key !~ "^[A-Za-z0-9._~/%:@=-]+$") {
         return (synth(400, "PURGE needs one Surrogate-Key"));
     }
     # Of the kept reply alone, so that the ban lurker can do it in the background and forget it.
