@@ -6,6 +6,7 @@ import random
 import re
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -30,6 +31,9 @@ _TRIES: Final = 8
 _FIRST_S: Final = 0.5
 _MOST_S: Final = 30.0
 _RETRY_AFTER_S_MAX: Final = 60.0
+# An edge may give out what it has of a stream for a second after that is gone, and a CDN keep it
+# anew: once that is over, each is asked a second time.
+_AGAIN_S: Final = 5.0
 _GRACE_S: Final = 3.0  # at the end, for what waits
 _HEADER: Final = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([!-~][ -~]*)")
 
@@ -79,21 +83,26 @@ class Purger:
 
     def __init__(self, hook: Hook) -> None:
         self._hook = hook
-        self._queue: dict[str, None] = {}  # paths; a set that keeps order
+        self._queue: dict[str, bool] = {}  # paths in order, and whether it is the first time
+        self._later: dict[str, asyncio.TimerHandle] = {}  # those that are asked for again
         self._news = asyncio.Event()
         self._under_way = 0
         self._idle = asyncio.Event()
         self._dropping = False
 
     def forget(self, path: str) -> None:
-        """Let a stream be forgotten, soon; never waits."""
+        """Let a stream be forgotten, soon, and again a little later; never waits."""
+        self._put(path, first=True)
+
+    def _put(self, path: str, *, first: bool) -> None:
+        self._later.pop(path, None)
         if len(self._queue) >= _QUEUE_MAX:
             metrics.PURGES.labels("dropped").inc()
             if not self._dropping:
                 self._dropping = True
                 _log.error("purges are dropped, %d wait: key=%s", _QUEUE_MAX, surrogate_key(path))
             return
-        self._queue[path] = None
+        self._queue[path] = first or self._queue.get(path, False)
         self._idle.clear()
         self._news.set()
 
@@ -110,6 +119,9 @@ class Purger:
                 await self._finish()
 
     async def _finish(self) -> None:
+        for path, handle in list(self._later.items()):  # too early is better than never
+            handle.cancel()
+            self._put(path, first=False)
         if self._queue or self._under_way:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_GRACE_S):
@@ -125,17 +137,21 @@ class Purger:
                 self._news.clear()
                 await self._news.wait()
             path = next(iter(self._queue))
-            del self._queue[path]
+            first = self._queue.pop(path)
             self._dropping = False
             self._under_way += 1
             try:
-                await self._purge(session, path)
+                if await self._purge(session, path) and first:
+                    loop = asyncio.get_running_loop()
+                    again = partial(self._put, path, first=False)
+                    self._later[path] = loop.call_later(_AGAIN_S, again)
             finally:
                 self._under_way -= 1
                 if not (self._queue or self._under_way):
                     self._idle.set()
 
-    async def _purge(self, session: aiohttp.ClientSession, path: str) -> None:
+    async def _purge(self, session: aiohttp.ClientSession, path: str) -> bool:
+        """Ask until it is done, or hopeless; return whether it is done."""
         key = surrogate_key(path)
         why = ""
         for tries in range(_TRIES):
@@ -147,18 +163,19 @@ class Purger:
             else:
                 if 200 <= status < 300 or status == 404:
                     metrics.PURGES.labels("done").inc()
-                    return
+                    return True
                 why = f"status {status}"
                 if status < 500 and status not in (408, 429):
                     metrics.PURGES.labels("refused").inc()
                     _log.error("purge refused: key=%s %s", key, why)
-                    return
+                    return False
                 wait_s = max(wait_s, retry_after_s)
             if tries < _TRIES - 1:
                 metrics.PURGES.labels("retried").inc()
                 await asyncio.sleep(wait_s)
         metrics.PURGES.labels("given up").inc()
         _log.error("purge given up: key=%s tries=%d %s", key, _TRIES, why)
+        return False
 
     async def _ask(self, session: aiohttp.ClientSession, key: str, path: str) -> tuple[int, float]:
         """Ask once; return the status, and how long the CDN wants to be left alone."""
