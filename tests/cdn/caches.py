@@ -22,12 +22,12 @@ NGINX_CONF = ROOT / "deploy/cdn/nginx/nginx.conf"
 DEFAULT_VCL = ROOT / "deploy/cdn/varnish/default.vcl"
 PURGE_SECRET = "as-secret-as-a-test-can-be"
 
-Cache = Callable[[Path, int], AbstractContextManager[str]]
+Cache = Callable[..., AbstractContextManager[str]]
 
 
 @contextmanager
-def nginx(folder: Path, edge_port: int) -> Iterator[str]:
-    """Run nginx before an edge, and yield its URL."""
+def nginx(folder: Path, edge_port: int, changes: Mapping[str, str] = {}) -> Iterator[str]:
+    """Run nginx before an edge, with changes to its configuration, and yield its URL."""
     folder.mkdir()
     port = _free_port()
     text = _changed(
@@ -35,6 +35,7 @@ def nginx(folder: Path, edge_port: int) -> Iterator[str]:
         {
             "server 127.0.0.1:4437;": f"server 127.0.0.1:{edge_port};",
             "listen 80 ": f"listen 127.0.0.1:{port} ",
+            **changes,
             "/var/cache/nginx/headwater ": f"{folder}/cache ",
             "worker_processes auto;": "worker_processes 2;\ndaemon off;\npid nginx.pid;\n"
             + ("user root;" if os.geteuid() == 0 else ""),
@@ -55,8 +56,8 @@ def nginx(folder: Path, edge_port: int) -> Iterator[str]:
 
 
 @contextmanager
-def varnish(folder: Path, edge_port: int) -> Iterator[str]:
-    """Run Varnish before an edge, and yield its URL."""
+def varnish(folder: Path, edge_port: int, changes: Mapping[str, str] = {}) -> Iterator[str]:
+    """Run Varnish before an edge, with changes to its configuration, and yield its URL."""
     folder.mkdir()
     os.chmod(folder, 0o755)  # its workers have a user of their own
     port = _free_port()
@@ -66,6 +67,7 @@ def varnish(folder: Path, edge_port: int) -> Iterator[str]:
             '.host = "edge-1";': '.host = "127.0.0.1";',
             '.host = "edge-2";': '.host = "127.0.0.1";',
             '.port = "4437";': f'.port = "{edge_port}";',
+            **changes,
             ".interval = 2s;": ".interval = 1h;",  # what a test counts is not to be a probe
         },
     )
