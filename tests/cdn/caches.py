@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -26,8 +27,10 @@ Cache = Callable[[Path, int], AbstractContextManager[str]]
 
 
 @contextmanager
-def nginx(folder: Path, edge_port: int) -> Iterator[str]:
-    """Run nginx before an edge, and yield its URL."""
+def nginx(
+    folder: Path, edge_port: int, settings: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[str]:
+    """Run nginx before an edge, with some lines of its configuration changed, and yield its URL."""
     folder.mkdir()
     port = _free_port()
     text = _changed(
@@ -46,6 +49,7 @@ def nginx(folder: Path, edge_port: int) -> Iterator[str]:
                 f"{kind}_temp_path {folder}/{kind};\n"
                 for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
             ),
+            **settings,
         },
     )
     (folder / "nginx.conf").write_text(text)

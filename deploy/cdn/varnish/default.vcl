@@ -1,4 +1,4 @@
-# Varnish as a cache in front of Headwater's edges, whole and as it is tested (7.1, 7.7). To use it,
+# Varnish as a cache in front of Headwater's edges, whole and as it is tested (7.1). To use it,
 # change the hosts of the edges.
 #
 #   HEADWATER_PURGE_SECRET=... varnishd -f default.vcl -a :80 -s malloc,4G -p thread_pool_max=5000
