@@ -22,7 +22,9 @@ HALF = BODY[: len(BODY) // 2]
 
 BROKEN = {
     "dies-in-the-head": Said(b"HTTP/1.1 200 OK\r\nContent-", ends=True),
-    "dies-in-the-body": Said(said("200 OK", HALF, [KEPT], length=len(BODY)), ends=True),
+    "dies-in-the-body": Said(
+        said("200 OK", HALF, [KEPT], length=len(BODY)), pause_s=0.2, ends=True
+    ),
     "dies-in-a-chunk": Said(
         said("200 OK").replace(
             b"Content-Length: 0", f"Transfer-Encoding: chunked\r\n{KEPT}".encode()
