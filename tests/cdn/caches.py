@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -22,12 +23,14 @@ NGINX_CONF = ROOT / "deploy/cdn/nginx/nginx.conf"
 DEFAULT_VCL = ROOT / "deploy/cdn/varnish/default.vcl"
 PURGE_SECRET = "as-secret-as-a-test-can-be"
 
-Cache = Callable[..., AbstractContextManager[str]]
+Cache = Callable[[Path, int], AbstractContextManager[str]]
 
 
 @contextmanager
-def nginx(folder: Path, edge_port: int, changes: Mapping[str, str] = {}) -> Iterator[str]:
-    """Run nginx before an edge, with changes to its configuration, and yield its URL."""
+def nginx(
+    folder: Path, edge_port: int, settings: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[str]:
+    """Run nginx before an edge, with some lines of its configuration changed, and yield its URL."""
     folder.mkdir()
     port = _free_port()
     text = _changed(
@@ -35,7 +38,6 @@ def nginx(folder: Path, edge_port: int, changes: Mapping[str, str] = {}) -> Iter
         {
             "server 127.0.0.1:4437;": f"server 127.0.0.1:{edge_port};",
             "listen 80 ": f"listen 127.0.0.1:{port} ",
-            **changes,
             "/var/cache/nginx/headwater ": f"{folder}/cache ",
             "worker_processes auto;": "worker_processes 2;\ndaemon off;\npid nginx.pid;\n"
             + ("user root;" if os.geteuid() == 0 else ""),
@@ -47,6 +49,7 @@ def nginx(folder: Path, edge_port: int, changes: Mapping[str, str] = {}) -> Iter
                 f"{kind}_temp_path {folder}/{kind};\n"
                 for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
             ),
+            **settings,
         },
     )
     (folder / "nginx.conf").write_text(text)
@@ -56,8 +59,8 @@ def nginx(folder: Path, edge_port: int, changes: Mapping[str, str] = {}) -> Iter
 
 
 @contextmanager
-def varnish(folder: Path, edge_port: int, changes: Mapping[str, str] = {}) -> Iterator[str]:
-    """Run Varnish before an edge, with changes to its configuration, and yield its URL."""
+def varnish(folder: Path, edge_port: int) -> Iterator[str]:
+    """Run Varnish before an edge, and yield its URL."""
     folder.mkdir()
     os.chmod(folder, 0o755)  # its workers have a user of their own
     port = _free_port()
@@ -67,7 +70,6 @@ def varnish(folder: Path, edge_port: int, changes: Mapping[str, str] = {}) -> It
             '.host = "edge-1";': '.host = "127.0.0.1";',
             '.host = "edge-2";': '.host = "127.0.0.1";',
             '.port = "4437";': f'.port = "{edge_port}";',
-            **changes,
             ".interval = 2s;": ".interval = 1h;",  # what a test counts is not to be a probe
         },
     )

@@ -103,7 +103,8 @@ async def test_what_is_each_ones_own_is_passed(behind: Behind) -> None:
     tail = (await stream.post(b" more")).next
     head = await stream.head()
     assert (head.next, cached(head) in PASSED) == (tail, True)
-    assert (await stream.put(b"data")).headers.get("Location") is None
+    refused = await stream.post(b"x", headers={"If-Match": '"other"'})
+    assert (refused.status, refused.next) == (412, tail)
     made = await behind.through.stream().put()
     assert made.headers["Location"].startswith(f"{behind.url}/v1/stream/")
 

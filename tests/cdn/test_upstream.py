@@ -22,7 +22,9 @@ HALF = BODY[: len(BODY) // 2]
 
 BROKEN = {
     "dies-in-the-head": Said(b"HTTP/1.1 200 OK\r\nContent-", ends=True),
-    "dies-in-the-body": Said(said("200 OK", HALF, [KEPT], length=len(BODY)), ends=True),
+    "dies-in-the-body": Said(
+        said("200 OK", HALF, [KEPT], length=len(BODY)), pause_s=0.2, ends=True
+    ),
     "dies-in-a-chunk": Said(
         said("200 OK").replace(
             b"Content-Length: 0", f"Transfer-Encoding: chunked\r\n{KEPT}".encode()
@@ -51,6 +53,7 @@ BROKEN = {
 class Misled:
     """A cache whose upstream is a peer."""
 
+    cache: str
     server: Server
     peer: Peer
 
@@ -76,7 +79,7 @@ async def misled(
         cache = CACHES[request.param](folder / f"misled-{uuid.uuid4().hex}", upstream.port)
         url = await asyncio.to_thread(cache.__enter__)
         try:
-            yield Misled(Server(url, session), upstream)
+            yield Misled(request.param, Server(url, session), upstream)
         finally:
             await asyncio.to_thread(cache.__exit__, None, None, None)
 
@@ -88,6 +91,8 @@ async def test_nothing_broken_is_kept(misled: Misled) -> None:
         # Whoever asks while it is broken sees that it is.
         if name.startswith("dies"):
             assert first is None or first.status == 503 or first.body == BODY, name
+            # Varnish gives nobody a part: it has a chunk as a whole, or it has none.
+            assert first is not None or misled.cache == "nginx", name
         second = await misled.ask(target)
         assert second is not None, name
         assert (second.status, second.body) == (200, BODY), name

@@ -60,7 +60,7 @@ async def test_deadline_ends_live_readers_whatever_they_wait_for(patient: Server
         assert [event async for event in events if event.kind != ":"] == []
     answer = await poll
     assert answer.status in (404, 410)
-    answer.refusal("public, max-age=1")  # for ever, at that offset
+    answer.refusal("public, max-age=1")  # at that offset, for ever
     assert (await stream.put(b"anew")).status == 201
     assert (await stream.at(tail)).status == 410
 

@@ -1,4 +1,4 @@
-# Varnish as a cache in front of Headwater's edges, whole and as it is tested (7.1, 7.7). To use it,
+# Varnish as a cache in front of Headwater's edges, whole and as it is tested (7.1). To use it,
 # change the hosts of the edges.
 #
 #   HEADWATER_PURGE_SECRET=... varnishd -f default.vcl -a :80 -s malloc,4G -p thread_pool_max=5000
@@ -145,6 +145,10 @@ sub vcl_backend_response {
     if (bereq.uncacheable) {
         return (deliver);  # passed: it streams, events too
     }
+    # A chunk is whole before anybody gets it: from an edge that dies in the middle nobody gets a part,
+    # and those who wait for it get it as one.
+    set beresp.do_stream = false;
+
     # Stale answers are none: an old 204, or an old beginning, could be the wrong one. What is over is
     # asked for again by its tag, which costs no body.
     set beresp.grace = 0s;
@@ -163,9 +167,6 @@ sub vcl_backend_response {
         call unkept;
         return (deliver);
     }
-    # A chunk is whole before anybody gets it: from an edge that dies in the middle nobody gets a part,
-    # and those who wait for it get it as one.
-    set beresp.do_stream = false;
     return (deliver);
 }
 
