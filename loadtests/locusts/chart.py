@@ -20,6 +20,7 @@ _HEIGHT: Final = 360
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 20, 40, 50
 _LINE: Final = 18  # of the legend
 _COLOURS: Final = ("#0b6e4f", "#c84630", "#3d5a80", "#e0a030", "#7a4988", "#555555")
+_FONT: Final = "DejaVu Sans"  # where a PNG is drawn; in an SVG, whatever the reader has
 _SHOWN: Final = {"50%": "", "99%": ' stroke-dasharray="5 3"'}
 
 # By name and percentile: seconds since the start, and milliseconds.
@@ -101,7 +102,7 @@ def main(out: str, history: str) -> None:
         import resvg_py
     except ImportError:
         sys.exit(f"{out}: a PNG needs the extra `charts`: pip install 'headwater[charts]'")
-    Path(out).write_bytes(bytes(resvg_py.svg_to_bytes(svg_string=drawn)))
+    Path(out).write_bytes(bytes(resvg_py.svg_to_bytes(svg_string=drawn, sans_serif_family=_FONT)))
 
 
 if __name__ == "__main__":
