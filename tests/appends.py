@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 from typing import Final
 
 from origin.lane import BODY_BYTES_MAX
 from shared.plain import HEAD_BYTES_MAX
-from tests.edge.dialogues import SENTINEL
+from tests.edge.dialogues import SENTINEL, ask
 from tests.edge.requests import (
     CHUNKED,
     CODINGS,
@@ -26,7 +28,7 @@ from tests.edge.requests import (
     Asked,
     Dialogue,
 )
-from tests.edge.served import PREFIX, Reply
+from tests.edge.served import PREFIX, Line, Reply
 
 TYPES: Final = ("text/plain", "application/json", "application/octet-stream")
 OTHER_TYPES: Final = (
@@ -46,6 +48,43 @@ INTEGERS: Final = (
 CLOSINGS: Final = (b"true", b"TRUE ", b"false", b"1", b"", b"true, true")
 KEPT: Final = (b"Connection: keep-alive", b"connection:close", b"Connection: CLOSE")
 TAGS: Final = (b"*", b'"x"', b"W/*", b'W/"x"', b"x", b"", b'"a", *', b'"', b"*, *", b'"a" "b"')
+
+
+@dataclass(slots=True)
+class Tally:
+    """What dialogues have covered."""
+
+    plain: int = 0
+    statuses: Counter[int] = field(default_factory=Counter)
+
+    def check(self, dialogues: int) -> None:
+        """Hold against nothing what was hardly tried: no way may be spared its part."""
+        assert self.plain > dialogues / 3
+        assert set(self.statuses) >= {200, 204, 400, 403, 404, 409, 412}, self.statuses
+
+
+async def say_to_both(
+    ours: Line, theirs: Line, appends: Appends, tally: Tally, check: Callable[[Dialogue], None]
+) -> None:
+    """Hold the next dialogue on two connections, which must hear the same; both are closed.
+
+    Args:
+        check: looks at what became of the dialogue besides.
+    """
+    dialogue = appends.dialogue()
+    try:
+        heard, expected = await asyncio.gather(ask(ours, dialogue), ask(theirs, dialogue))
+        assert heard == expected
+        check(dialogue)
+    except BaseException as error:
+        error.add_note(repr(dialogue))
+        raise
+    finally:
+        ours.close()
+        theirs.close()
+    appends.learn(heard)
+    tally.plain += dialogue.plain
+    tally.statuses.update(reply.status for reply in heard if reply is not None)
 
 
 @dataclass(slots=True)
@@ -138,11 +177,7 @@ class Appends:
         if chance.random() < 0.04:
             fields.append(b"Stream-Closed: " + chance.choice(CLOSINGS))
         if chance.random() < 0.12:
-            fields.append(
-                chance.choice(
-                    (b"Connection: keep-alive", b"connection:close", b"Connection: CLOSE")
-                )
-            )
+            fields.append(chance.choice(KEPT))
         more = [f for f in PLAIN_FIELDS if f.isascii()]
         fields += chance.sample(more, chance.choice((0, 0, 1, 3)))
         once: dict[bytes, bytes] = {}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import pytest
 
 from tests.cdn.behind import Behind, Reader, all_are, readers_at_the_tail, until
+from tests.http.api import Answer, Stream
 
 READERS = 500
 
@@ -48,27 +50,20 @@ async def test_an_append_reaches_all_readers_by_one_request(behind: Behind) -> N
     print(f"{behind.cache}: {READERS} readers, 3 replies each; at the edges 3")
 
 
-async def test_a_close_without_data_reaches_all_readers_by_one_request(behind: Behind) -> None:
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [pytest.param(Stream.close, 204, id="close"), pytest.param(Stream.delete, 404, id="deletion")],
+)
+async def test_an_end_without_data_reaches_all_readers_by_one_request(
+    end: Callable[[Stream], Awaitable[Answer]], status: int, behind: Behind
+) -> None:
     stream = behind.through.stream()
     await stream.put(b"first")
     readers = await readers_at_the_tail(stream, 100)
     before = await behind.answered()
     following = [asyncio.create_task(reader.follow()) for reader in readers]
     await one_waits(behind, readers, polls=1)
-    await stream.close()
+    await end(stream)
     await asyncio.gather(*following)
-    assert {(reader.seen, *reader.statuses) for reader in readers} == {(b"", 204)}
-    assert await behind.answered() - before == {204: 1}
-
-
-async def test_a_deletion_reaches_all_readers_by_one_request(behind: Behind) -> None:
-    stream = behind.through.stream()
-    await stream.put(b"first")
-    readers = await readers_at_the_tail(stream, 100)
-    before = await behind.answered()
-    following = [asyncio.create_task(reader.follow()) for reader in readers]
-    await one_waits(behind, readers, polls=1)
-    await stream.delete()
-    await asyncio.gather(*following)
-    assert {(reader.seen, *reader.statuses) for reader in readers} == {(b"", 404)}
-    assert await behind.answered() - before == {404: 1}
+    assert {(reader.seen, *reader.statuses) for reader in readers} == {(b"", status)}
+    assert await behind.answered() - before == {status: 1}
