@@ -177,6 +177,12 @@ def parse_passable(head: bytes, prefix: str) -> Passable | None:
     return (_pass if _is_counted(head) else _pass_often)(head, prefix)
 
 
+def forwarded_scheme(told: str) -> str:
+    """Return the scheme that a client used, as whatever ends TLS before us tells it in
+    X-Forwarded-Proto; what makes no sense counts as nothing told."""
+    return told.lower() if told.lower() in ("http", "https") else "http"
+
+
 def _is_counted(head: bytes) -> bool:
     """Tell whether it is different in every append, as a producer's is, or that of who traces: no
     such head is kept."""
@@ -192,7 +198,7 @@ def _pass(head: bytes, prefix: str) -> Passable | None:
         if not value.isascii():
             return None  # others spell it anew
         if name == b"x-forwarded-proto":
-            scheme = value.lower() if value.lower() in (b"http", b"https") else b"http"
+            scheme = forwarded_scheme(value.decode()).encode()
         elif name != b"connection":
             lines.append(name + b": " + value + b"\r\n")
     lines.append(b"x-forwarded-proto: " + scheme + b"\r\n\r\n")
