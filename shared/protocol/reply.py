@@ -154,8 +154,7 @@ def read(path: str, asked: Read, chunk: Chunk, policy: CachePolicy, now_ms: int)
     waiting = asked.live is Live.LONG_POLL
     from_now = asked.offset == names.NOW
     headers = _read_headers(chunk)
-    if policy.surrogate_keys:
-        headers |= surrogate_headers(path)
+    headers |= _purge_names(path, policy)
     if waiting and not chunk.closed:
         headers[names.STREAM_CURSOR] = next_cursor(now_ms, asked.cursor)
     if waiting and chunk.empty:
@@ -190,8 +189,7 @@ def event_stream(path: str, chunk: Chunk, policy: CachePolicy) -> Reply:
         "Cache-Control": policy.control(Kind.SSE, NEVER, 0),
         "X-Accel-Buffering": "no",  # nginx would hold events back
     }
-    if policy.surrogate_keys:
-        headers |= surrogate_headers(path)
+    headers |= _purge_names(path, policy)
     if not is_text(chunk.content_type):
         headers[names.SSE_DATA_ENCODING] = "base64"
     if (
@@ -224,9 +222,12 @@ def lost(path: str, asked: Read, error: ProtocolError, policy: CachePolicy) -> R
     made = refused(error)
     if error.status in (404, 410) and asked.offset not in SENTINELS:
         made.headers["Cache-Control"] = policy.control(Kind.LIVE_EMPTY, NEVER, 0)
-        if policy.surrogate_keys:
-            made.headers.update(surrogate_headers(path))
+        made.headers.update(_purge_names(path, policy))
     return made
+
+
+def _purge_names(path: str, policy: CachePolicy) -> dict[str, str]:
+    return surrogate_headers(path) if policy.surrogate_keys else {}
 
 
 def _read_headers(chunk: Chunk) -> dict[str, str]:
