@@ -369,8 +369,13 @@ class ValkeyCluster:
         raise ServiceFailed(f"slot {slot} has no owner")
 
     def move_slot(self, slot: int, to: ValkeyServer) -> None:
-        """Give an empty slot to another node; who gets it is told first, as the tools do it."""
+        """Give an empty slot to another node; who gets it is told first, as the tools do it.
+
+        Its word must count for more than that of whoever had the slot: between two of these steps
+        the nodes would else tell each other the opposite, and never agree again.
+        """
         owner = self.identity(to)
+        self.ask(to, "BUMPEPOCH")
         for node in (to, *(node for node in self.nodes if node is not to)):
             self.ask(node, "SETSLOT", slot, "NODE", owner)
 
