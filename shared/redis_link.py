@@ -40,9 +40,21 @@ async def exchange(connection: Connection, command: bytes) -> Any:
     Raises:
         OSError, RedisError: the connection is lost, or the server refused.
     """
-    await connection.send_packed_command(command)
+    await send(connection, command)
     async with asyncio.timeout(REPLY_TIMEOUT_S):
         return await read_reply(connection)
+
+
+async def send(connection: Connection, data: bytes) -> None:
+    """Send commands.
+
+    Raises:
+        OSError, RedisError: the connection is lost, or takes no more.
+    """
+    # The library's own time-out, off below, loses a cancellation that comes as the data has gone
+    # (`asyncio.wait_for` before Python 3.12): whoever was to end would go on, for ever.
+    async with asyncio.timeout(REPLY_TIMEOUT_S):
+        await connection.send_packed_command(data)
 
 
 async def read_reply(connection: Connection) -> Any:
@@ -82,7 +94,7 @@ class Dialer:
             "decode_responses": False,
             "driver_info": None,  # saves its two commands a connection
             "socket_connect_timeout": CONNECT_TIMEOUT_S,
-            "socket_timeout": REPLY_TIMEOUT_S,
+            "socket_timeout": None,  # see `send`
         }
         self._seeds: list[Node] = [None]  # who may be asked for the map, best first
         try:
@@ -109,7 +121,8 @@ class Dialer:
                 kind = Connection
         connection = kind(**options)
         try:
-            await connection.connect()  # type: ignore[no-untyped-call]
+            async with asyncio.timeout(CONNECT_TIMEOUT_S + REPLY_TIMEOUT_S):
+                await connection.connect()  # type: ignore[no-untyped-call]
             yield connection
         finally:
             await connection.disconnect(nowait=True)

@@ -23,6 +23,7 @@ from shared.redis_link import (
     encode_command,
     exchange,
     read_reply,
+    send,
 )
 from shared.redis_origins import BEAT_CHANNEL, BEAT_S, Beat, encode_beat
 from shared.wake import Wake, channel_of, encode_wake
@@ -229,7 +230,7 @@ async def _send(connection: Connection, batch: list[bytes]) -> int:
         OSError, RedisError: the connection is lost, or the server refused one.
     """
     moved = 0
-    await connection.send_packed_command(b"".join(batch))
+    await send(connection, b"".join(batch))
     async with asyncio.timeout(REPLY_TIMEOUT_S):
         for _ in batch:
             try:

@@ -14,7 +14,7 @@ from shared.bus import OnDoubt, OnWake
 from shared.interest import Interest
 from shared.reconnect import keep_connected
 from shared.redis_cluster import SINGLE, Node
-from shared.redis_link import PING, Dialer, encode_command, exchange, read_reply
+from shared.redis_link import PING, Dialer, encode_command, exchange, read_reply, send
 from shared.redis_origins import BEAT_CHANNEL, BEAT_S, Origins, decode_beat
 from shared.wake import ForeignWake, channel_of, decode_wake
 
@@ -229,7 +229,7 @@ class _Link:
             self._unanswered.extend(unsent)
             sharded = self._owner.sharded
             data = b"".join(command.encode(sharded=sharded) for command in unsent)
-            await self._connection.send_packed_command(data)
+            await send(self._connection, data)
 
     async def _watch(self) -> None:
         """Find out that the other end is gone where the network does not tell."""
@@ -242,7 +242,7 @@ class _Link:
                 continue
             silences += 1
             if silences == 1:
-                await self._connection.send_packed_command(PING)
+                await send(self._connection, PING)
         raise TimeoutError(f"no answer to a PING for {(_SILENCES_MAX - 1) * _QUIET_S:g} s")
 
     def _take(self, message: Any) -> None:

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from shared import redis_subscriber
 from shared.interest import BATCH_PATHS_MAX, UNANSWERED_PATHS_MAX, Interest
 from shared.redis_bus import RedisPublisher, RedisSubscriber
+from shared.redis_link import PING, Dialer, send
 from shared.redis_origins import BEAT_CHANNEL
 from shared.redis_publisher import QUEUE_BYTES_MAX
 from shared.wake import PAYLOAD_BYTES_MAX, channel_of, encode_wake
@@ -371,3 +372,23 @@ async def test_crowd_comes_back_in_batches_that_wait_for_their_answers(
             publisher.publish(path, wake())
         await until(lambda: len(edge.wakes) == len(paths))
         assert {path for path, _ in edge.wakes} == {*paths}
+
+
+async def test_no_cancellation_is_lost_while_commands_are_sent(valkey: ValkeyServer) -> None:
+    async def work() -> None:
+        async with Dialer(valkey.url).connection() as connection:
+            connected.set()
+            await send(connection, PING)
+            await asyncio.Event().wait()
+
+    # Wherever it comes: the library may be between the last byte and telling of it.
+    for turns in range(12):
+        connected = asyncio.Event()
+        task = asyncio.create_task(work())
+        await connected.wait()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        done, _ = await asyncio.wait((task,), timeout=DEADLINE_S)
+        assert done, f"still at work, cancelled after {turns} turns"
+        assert task.cancelled()
