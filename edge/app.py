@@ -89,7 +89,11 @@ async def open_edge(
         source = EdgeSource(upstream, tails, reads, Chunks(settings.chunk_cache_bytes), clock)
         reading = Reading(source, policy, times, clock)
         relay = Relay(writes, Bodies(settings.body_bytes_max))
-        listener = Listener(lambda request: handlers.handle(request), settings.keepalive_timeout_s)
+        listener = Listener(
+            lambda request: handlers.handle(request),
+            settings.keepalive_timeout_s,
+            settings.header_timeout_s,
+        )
         bounds = Bounds(
             connections=claim_descriptors(settings.connections, settings.upstream_connections),
             header_timeout_s=settings.header_timeout_s,

@@ -155,7 +155,9 @@ async def open_origin(
         bodies = Bodies(settings.body_bytes_max)
         prefix = settings.stream_prefix
         handlers = Handlers(streams, reads, reading, prefix, settings.public_url, bodies)
-        listener = Listener(handlers.handle)
+        listener = Listener(
+            handlers.handle, settings.keepalive_timeout_s, settings.header_timeout_s
+        )
         lane = Lane(
             streams,
             reads,
@@ -176,6 +178,23 @@ async def open_origin(
         await stack.enter_async_context(background(*kept, lane.sweep()))
         listing = Listing(catalog, ledger, journal, prefix)
         yield Origin(lane, handlers, listener, listing)
+
+
+async def drain(origin: Origin, window_s: float, margin_s: float = 1.0) -> None:
+    """Let everyone who waits go within a window, then answer what was sent, and close.
+
+    Until the last reader has left, everything else goes on as ever: nobody takes our place.
+
+    Args:
+        margin_s: how long replies may take that were begun in time.
+    """
+    reading, listener = origin.handlers.reading, origin.listener
+    reading.release(window_s)
+    await reading.released()
+    listener.draining = True
+    await origin.lane.drain(margin_s)
+    # Then, and not meanwhile: until its end the lane brings connections, with requests to answer.
+    await listener.drain(margin_s)
 
 
 async def run(settings: Settings, stop: asyncio.Event, announce: Callable[[str], None]) -> None:
@@ -199,7 +218,5 @@ async def run(settings: Settings, stop: asyncio.Event, announce: Callable[[str],
         announce(where)
         await stop.wait()
         health.ready = False
-        origin.handlers.reading.release(settings.drain_s)
-        patience_s = settings.drain_s + 1.0
-        await asyncio.gather(origin.lane.drain(patience_s), origin.listener.drain(patience_s))
+        await drain(origin, settings.drain_s)
         await admin.drain(0)

@@ -26,7 +26,7 @@ from shared.protocol.caching import CachePolicy
 from shared.protocol.errors import RequestTimeout, Unavailable
 from shared.protocol.reply import Reply
 from shared.sockets import BACKLOG
-from shared.web import Listener, failure
+from shared.web import DRAIN_STEP_S, REST_S, Listener, failure
 
 _END: Final = b"\r\n\r\n"
 # Larger bodies cost aiohttp little by comparison, and are not held here before they are whole.
@@ -82,13 +82,15 @@ class Lane:
         self._open: set[Connection] = set()
         self._ready: list[Connection] = []  # have answers to send, at the end of this turn
         self._tasks: set[asyncio.Task[None]] = set()
-        self._servers: list[asyncio.Server] = []
+        self._listening: list[tuple[socket.socket, asyncio.Server]] = []
 
     async def listen(self, sock: socket.socket) -> None:
         """Take connections from a socket that is bound and listens; it is closed by `drain`."""
+        sock.setblocking(False)
         loop = asyncio.get_running_loop()
         create = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
-        self._servers.append(await create(self.connection, sock=sock, backlog=BACKLOG))
+        server = await create(self.connection, sock=sock, backlog=BACKLOG)
+        self._listening.append((sock, server))
 
     def connection(self) -> "Connection":
         """Return a new connection: the factory of listening sockets."""
@@ -133,22 +135,37 @@ class Lane:
                 connection.expire(now_s, self._header_timeout_s, self._keepalive_timeout_s)
 
     async def drain(self, window_s: float) -> None:
-        """Answer what is under way, at most for window_s, and close.
+        """Let nobody in any more, and end each connection with a reply that says so, at most for
+        window_s.
 
-        The sockets listen until the end: closing them earlier would reset who waits to be accepted.
+        What was written to a connection that closes without a word leaves its writer in doubt. So
+        those that are used get that reply, and only those that idle do not.
         """
+        await self._shut()
         self.draining = True
-        with suppress(TimeoutError, Unavailable):
-            async with asyncio.timeout(window_s):
-                await asyncio.gather(*self._tasks, return_exceptions=True)
-                await self.committer.settled()
-        self._send()
-        for server in self._servers:
-            server.close()
+        loop = asyncio.get_running_loop()
+        rest_s, end_s = loop.time() + min(REST_S, window_s), loop.time() + window_s
+        while self._open and loop.time() < end_s:
+            if loop.time() >= rest_s:
+                for connection in list(self._open):
+                    connection.close_if_idle()
+            await asyncio.sleep(DRAIN_STEP_S)
         for task in self._tasks:
             task.cancel()
         for connection in list(self._open):
             connection.close()
+
+    async def _shut(self) -> None:
+        """Let in those who are connected already, and nobody after them: to close before would
+        reset who waits to be accepted, with what they have sent."""
+        loop = asyncio.get_running_loop()
+        for sock, server in self._listening:
+            with suppress(OSError):  # there is nobody, or no descriptor is left
+                for _ in range(BACKLOG):  # else a crowd would hold us up for ever
+                    accepted, _ = sock.accept()
+                    accepted.setblocking(False)
+                    await loop.connect_accepted_socket(self.connection, accepted)
+            server.close()
 
     async def _read(self, plain: Plain, done: Callable[[Reply], None]) -> None:
         try:
@@ -383,6 +400,11 @@ class Connection(asyncio.Protocol):
             transport.close()
         elif not self._partial and now_s - self._since_s > keepalive_timeout_s:
             transport.close()
+
+    def close_if_idle(self) -> None:
+        """End the connection if nothing of a request is here, and no answer is owed."""
+        if not self._answers and not self._received:
+            self.close()
 
     def close(self) -> None:
         """End the connection; what was written to it is still sent."""

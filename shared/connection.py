@@ -1,12 +1,18 @@
 """Connections: aiohttp's, with a way in for those that somebody else began, and a way back."""
 
+import asyncio
 import os
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from aiohttp import EMPTY_PAYLOAD, HttpVersion11, web
 from aiohttp.web_protocol import RequestHandler
+
+from shared import wire
+from shared.protocol.errors import RequestTimeout
+from shared.protocol.reply import refused
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 Refuse = Callable[[int, BaseException | None, str | None], web.Response]
@@ -27,11 +33,13 @@ class Connection(RequestHandler):
     itself; tests hold each assumption against the version that is installed.
     """
 
-    __slots__ = ("_at_head_end", "_received", "_refuse")
+    __slots__ = ("_at_head_end", "_head_due", "_header_s", "_received", "_refuse")
 
     def __init__(self, server: "Connections", received: bytes = b"", **options: Any) -> None:
         super().__init__(server, **options)
         self._refuse = server.refuse
+        self._header_s = server.header_s
+        self._head_due: asyncio.TimerHandle | None = None  # some of a head is here, and not all
         self._received = received
         self._at_head_end = False
 
@@ -46,6 +54,34 @@ class Connection(RequestHandler):
         if data:  # aiohttp gives none to go on with what it kept
             self._at_head_end = data.endswith(_HEAD_END)
         super().data_received(data)
+        if data:
+            self._watch_head()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if self._head_due is not None:
+            self._head_due.cancel()
+        super().connection_lost(exc)
+
+    def _watch_head(self) -> None:
+        """Begin to wait for the rest of a head, or end that."""
+        waiter = self._waiter
+        idle = not self._request_count or (waiter is not None and not waiter.done())
+        if self._messages or not idle:
+            if self._head_due is not None:
+                self._head_due.cancel()
+                self._head_due = None
+        elif self._head_due is None:
+            self._head_due = self._loop.call_later(self._header_s, self._expire_head)
+
+    def _expire_head(self) -> None:
+        """Close: aiohttp would keep who sends a byte now and then for ever."""
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return
+        error = RequestTimeout(f"no whole request within {self._header_s:g} s")
+        now_ms = time.time_ns() // 1_000_000
+        transport.write(wire.encode_reply(refused(error), now_ms, keep_alive=False))
+        self.force_close()
 
     def hold_back(self) -> None:
         """Stop reading if the first bytes were too many: a transport that had not begun to read
@@ -101,7 +137,9 @@ class Connection(RequestHandler):
 class Connections(web.Server):
     """The connections of one listener: all that aiohttp serves for it."""
 
-    def __init__(self, handler: Handler, refuse: Refuse, keepalive_s: float) -> None:
+    def __init__(
+        self, handler: Handler, refuse: Refuse, keepalive_s: float, header_s: float
+    ) -> None:
         super().__init__(
             handler,
             # Without it, a reader that has left keeps its place until something is sent to it.
@@ -115,6 +153,7 @@ class Connections(web.Server):
             auto_decompress=False,
         )
         self.refuse = refuse
+        self.header_s = header_s
 
     def __call__(self) -> Connection:
         return self.connection()

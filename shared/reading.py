@@ -20,7 +20,7 @@ from shared.protocol.cursor import next_cursor
 from shared.protocol.errors import ProtocolError, Unavailable
 from shared.protocol.reply import COMMON_HEADERS
 from shared.protocol.request import Live, Read
-from shared.web import respond
+from shared.web import DRAIN_STEP_S, respond
 
 _log = logging.getLogger(__name__)
 
@@ -82,6 +82,15 @@ class Reading:
         for wait in self._waits:
             if not wait.expired():  # nor about to: it is on its way out
                 wait.reschedule(now + random.uniform(0, window_s))
+
+    async def released(self) -> None:
+        """Return once nobody waits any more, or the window is over."""
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + (self._released or 0.0)
+        while self._waits:
+            if loop.time() >= end_s:
+                break
+            await asyncio.sleep(DRAIN_STEP_S)
 
     async def _long_poll(self, path: str, asked: Read) -> reply.Reply:
         chunk = await self.source.join(path, asked.offset)

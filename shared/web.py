@@ -7,7 +7,6 @@ import logging
 import socket
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -34,8 +33,13 @@ _log = logging.getLogger(__name__)
 # A body may take as long as its line is slow, but it has to go on.
 _SILENCE_S: Final = 30.0
 _KEEPALIVE_S: Final = 75.0  # longer than common proxies keep theirs, so that they close first
+_HEADER_S: Final = 10.0  # from the first byte of a head to its end
 # Of all bodies together: a few dozen of the largest, or any number of ordinary ones.
 _BODIES_BYTES_MAX: Final = 256 * 1024 * 1024
+# Connections that are kept get this long, before a server stops, to bring one more request: its
+# reply tells them that it is the last. Who writes more often than that never sees one break off.
+REST_S: Final = 0.25
+DRAIN_STEP_S: Final = 0.02  # how often a server that stops looks whether it may
 
 
 def respond(reply: Reply) -> web.Response:
@@ -134,10 +138,10 @@ class Listener:
 
     handler: Handler
     keepalive_s: float = _KEEPALIVE_S
+    header_s: float = _HEADER_S
     counted: bool = True  # probes and scrapes are no requests of clients
     active: int = 0
     draining: bool = False
-    _idle: asyncio.Event = field(default_factory=asyncio.Event)  # set once draining is done
     _made: Connections | None = None
     _listening: list[asyncio.Server] = field(default_factory=list)
 
@@ -202,15 +206,18 @@ class Listener:
         return None if self.draining else connection.let_go(request)
 
     async def drain(self, window_s: float) -> None:
-        """Stop: go on answering until nothing is under way, at most window_s; then close.
+        """Stop: go on answering until nothing is under way, and connections that are used have
+        heard that they end, at most window_s; then close.
 
         The sockets listen until the end: closing them earlier would reset who waits to be accepted.
         """
         self.draining = True
-        if self.active:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(window_s):
-                    await self._idle.wait()
+        loop = asyncio.get_running_loop()
+        rest_s, end_s = loop.time() + min(REST_S, window_s), loop.time() + window_s
+        while self.active or (self.connections and loop.time() < rest_s):
+            if loop.time() >= end_s:
+                break
+            await asyncio.sleep(DRAIN_STEP_S)
         for server in self._listening:
             server.close()
         if self._made is not None:
@@ -219,7 +226,7 @@ class Listener:
 
     def _connections(self) -> Connections:
         if self._made is None:
-            self._made = Connections(self._handle, _refuse, self.keepalive_s)
+            self._made = Connections(self._handle, _refuse, self.keepalive_s, self.header_s)
         return self._made
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -238,8 +245,6 @@ class Listener:
                 response.force_close()  # what follows is not the next request
         finally:
             self.active -= 1
-            if self.draining and not self.active:
-                self._idle.set()
         if self.draining and not response.prepared:
             response.force_close()
         if self.counted:

@@ -18,6 +18,7 @@ import uvloop
 
 from edge.app import Edge, open_edge
 from edge.lane import Lane
+from origin.app import drain as drain_origin
 from origin.app import open_origin
 from origin.memory import MemoryJournal
 from shared.clock import SystemClock
@@ -260,7 +261,7 @@ async def served(*, same_day: bool = False, **changes: Any) -> AsyncIterator[Ser
                     await alone.drain(0)
                     await edge.handlers.listener.drain(0)
                     origin.handlers.reading.release(0)
-                    await asyncio.gather(origin.lane.drain(1.0), origin.listener.drain(1.0))
+                    await drain_origin(origin, 0.0)
 
 
 def run(story: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -289,6 +289,58 @@ def test_head_that_does_not_end_gets_408_however_it_trickles() -> None:
     run(story)
 
 
+@pytest.mark.parametrize(
+    "begun",
+    [
+        pytest.param(asking("s?offset=-1", *(f"X-{n}: {'y' * 99}" for n in range(90)))[:-2]),
+        pytest.param(b"PROPFIND /v1/stream/s HTTP/1.1\r\nHost: x\r\nContent-Len"),
+        pytest.param(asking("s", "Content-Length: 100000", method="POST")[:-2]),
+    ],
+    ids=["too-large-for-the-lane", "another-method", "large-append"],
+)
+def test_head_that_does_not_end_gets_408_from_aiohttp_as_well(begun: bytes) -> None:
+    async def story() -> None:
+        async with served(header_timeout_s=0.2, keepalive_timeout_s=300) as here:
+            for kept in (False, True):
+                line = await here.connect()
+                if kept:  # it is aiohttp's, and had a reply
+                    await line.ask("s", method="OPTIONS")
+                    assert (await line.reply()).status == 204
+                await line.send(begun)
+
+                async def trickle(line: Line = line) -> None:
+                    while True:
+                        await asyncio.sleep(0.02)
+                        await line.send(b"a")
+
+                trickling = asyncio.create_task(trickle())
+                answer = await line.reply()
+                assert (answer.status, answer.header("connection")) == (408, "close")
+                trickling.cancel()
+                await until(lambda: here.lane.connections == 0)
+                line.close()
+
+    run(story)
+
+
+def test_head_that_ends_in_time_is_not_held_against_what_follows() -> None:
+    async def story() -> None:
+        async with served(header_timeout_s=0.3, keepalive_timeout_s=300) as here:
+            line = await here.connect()
+            request = asking("s", method="OPTIONS")
+            for _ in range(2):
+                await line.send(request[:20])
+                await asyncio.sleep(0.05)
+                await line.send(request[20:])
+                assert (await line.reply()).status == 204
+            await asyncio.sleep(0.5)  # it idles
+            await line.send(request)
+            assert (await line.reply()).status == 204
+            line.close()
+
+    run(story)
+
+
 def test_connection_without_a_request_is_closed_without_a_word() -> None:
     async def story() -> None:
         async with served(header_timeout_s=0.1) as here:

@@ -19,6 +19,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 
 from edge.app import open_edge
+from origin.app import drain as drain_origin
 from origin.app import open_origin
 from origin.memory import MemoryJournal
 from shared.config import BadSetting, Settings
@@ -122,7 +123,7 @@ async def serving(folder: Path) -> AsyncIterator[Traced]:
                 )
             await edge.handlers.listener.drain(0)
         origin.handlers.reading.release(0)
-        await asyncio.gather(origin.lane.drain(1.0), origin.listener.drain(1.0))
+        await drain_origin(origin, 0.0)
 
 
 @pytest.fixture

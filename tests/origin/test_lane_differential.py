@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from origin.app import Origin, open_origin
+from origin.app import Origin, drain, open_origin
 from origin.memory import MemoryJournal
 from shared.config import Settings
 from shared.connection import Connection
@@ -58,7 +58,7 @@ async def served(*, lane: bool) -> AsyncIterator[Served]:
         try:
             yield Served(origin, port)
         finally:
-            await asyncio.gather(origin.lane.drain(1.0), origin.listener.drain(1.0))
+            await drain(origin, 0.0)
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
