@@ -1,7 +1,6 @@
 """The `headwater` command: runs the service, or one role of it, or talks to one."""
 
 import argparse
-import signal
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -37,16 +36,8 @@ def main() -> int:
     add_client_commands(commands)
     add_maintenance_commands(commands)
     given = parser.parse_args()
-    if given.command == "append":
-        # It runs request after request: asyncio's own way, to cancel what runs, loses a Ctrl-C that
-        # comes just as one ends. What reads is one run, and tells on its way out where it was.
-        signal.signal(signal.SIGINT, _interrupt)
     run: Callable[[argparse.Namespace], int] = given.run
     return run(given)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _role(name: str) -> Callable[[argparse.Namespace], int]:

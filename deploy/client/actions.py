@@ -20,14 +20,15 @@ from deploy.client.follow import read as chunks_from
 from deploy.client.messages import shown
 from deploy.client.output import Output, say, until_nobody_reads
 from deploy.client.progress import Progress
+from deploy.client.runner import Runner
 from deploy.client.targets import fork_path
 from deploy.client.wire import Answer, Wire
 from shared.protocol.request import Live
 
-Action = Callable[[argparse.Namespace, asyncio.Runner, Wire], None]
+Action = Callable[[argparse.Namespace, Runner, Wire], None]
 
 
-def create(args: argparse.Namespace, runner: asyncio.Runner, wire: Wire) -> None:
+def create(args: argparse.Namespace, runner: Runner, wire: Wire) -> None:
     fork = None
     if args.fork_from is not None:
         source = fork_path(args.fork_from, wire.url)
@@ -50,18 +51,18 @@ def create(args: argparse.Namespace, runner: asyncio.Runner, wire: Wire) -> None
     say_offset(args, answer.next_offset)
 
 
-def close(args: argparse.Namespace, runner: asyncio.Runner, wire: Wire) -> None:
+def close(args: argparse.Namespace, runner: Runner, wire: Wire) -> None:
     with explained("the stream may or may not be closed now"):
         answer = runner.run(writes.close(wire))
     say_offset(args, answer.next_offset)
 
 
-def delete(args: argparse.Namespace, runner: asyncio.Runner, wire: Wire) -> None:
+def delete(args: argparse.Namespace, runner: Runner, wire: Wire) -> None:
     with explained("the stream may or may not be deleted now"):
         runner.run(writes.delete(wire))
 
 
-def head(args: argparse.Namespace, runner: asyncio.Runner, wire: Wire) -> None:
+def head(args: argparse.Namespace, runner: Runner, wire: Wire) -> None:
     facts = facts_of(runner.run(writes.head(wire)))
     if args.json:
         data = orjson.dumps(facts) + b"\n"
@@ -89,7 +90,7 @@ def facts_of(answer: Answer) -> dict[str, str | int | bool]:
     return facts
 
 
-def read(args: argparse.Namespace, runner: asyncio.Runner, wire: Wire) -> None:
+def read(args: argparse.Namespace, runner: Runner, wire: Wire) -> None:
     # Where data go to the terminal, they are the progress.
     apart = args.output not in (None, "-") or not sys.stdout.isatty()
     wanted = args.progress or (sys.stderr.isatty() and apart)
@@ -97,7 +98,7 @@ def read(args: argparse.Namespace, runner: asyncio.Runner, wire: Wire) -> None:
         runner.run(copy(args, chunks_from(wire, args.offset, received=progress.add), output))
 
 
-def tail(args: argparse.Namespace, runner: asyncio.Runner, wire: Wire) -> None:
+def tail(args: argparse.Namespace, runner: Runner, wire: Wire) -> None:
     async def follow(output: Output) -> None:
         with until_nobody_reads():
             live = Live.SSE if args.sse else Live.LONG_POLL

@@ -1,7 +1,6 @@
 """The append command: one append after another, and what is known when one of them fails."""
 
 import argparse
-import asyncio
 import uuid
 from collections.abc import Iterator
 
@@ -10,12 +9,13 @@ from deploy.client.actions import close, explained, say_offset
 from deploy.client.batches import Portion, arguments, lines
 from deploy.client.failures import ClientFailure, Usage
 from deploy.client.output import say
+from deploy.client.runner import Runner
 from deploy.client.wire import Wire
 from shared.protocol.media import is_json
 from shared.protocol.producer import ProducerKey
 
 
-def append(args: argparse.Namespace, runner: asyncio.Runner, wire: Wire) -> None:
+def append(args: argparse.Namespace, runner: Runner, wire: Wire) -> None:
     check(args)
     if args.data is None and not args.lines:
         close(args, runner, wire)

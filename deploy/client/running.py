@@ -7,6 +7,7 @@ from enum import IntEnum
 from deploy.client.actions import Action
 from deploy.client.failures import BadInput, ClientFailure, Refused, Unavailable, Usage
 from deploy.client.output import say, silence_output
+from deploy.client.runner import Runner
 from deploy.client.targets import base_url, bearer, redacted, stream_url
 from deploy.client.wire import Wire
 
@@ -41,7 +42,7 @@ def run(name: str, action: Action, args: argparse.Namespace) -> int:
         url = stream_url(args.url, base_url())
         shown = redacted(str(url))
         token = bearer(args.token, url)
-        with asyncio.Runner() as runner:
+        with Runner() as runner:
             wire = Wire(
                 url,
                 token=token,
