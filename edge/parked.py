@@ -100,7 +100,7 @@ class _Crowd:
         self._parked.stir(self)
 
 
-class _Pass:
+class Pass:
     """One payload on its way to the members of a group."""
 
     __slots__ = (
@@ -153,7 +153,7 @@ class Parked:
         self._crowds: dict[str, _Crowd] = {}
         self._stirred: dict[_Crowd, None] = {}  # a set that keeps order
         self._looking: list[Group] = []  # of those that were stirred first
-        self._passes: deque[_Pass] = deque()
+        self._passes: deque[Pass] = deque()
         self._last: Group | None = None  # that somebody joined
         self._turn: asyncio.Handle | None = None
         self.polls = 0
@@ -304,17 +304,15 @@ class Parked:
         else:
             self._deliver(group, found)
 
-    def _deliver(self, group: Group, chunk: Chunk) -> None:
+    def _deliver(self, group: Group, chunk: Chunk) -> Pass:
         asked, now_ms = group.plain.asked, self._clock.now_ms()
         group.chunk = chunk
         if not group.streams:
-            self._begin_last(
-                group, reply.read(group.crowd.path, asked, chunk, self._policy, now_ms), now_ms
-            )
-            return
+            outcome = reply.read(group.crowd.path, asked, chunk, self._policy, now_ms)
+            return self._begin_last(group, outcome, now_ms)
         events = sse.encode_events(chunk, next_cursor(now_ms, asked.cursor))
         end = wire.STREAM_END if chunk.closed else b""
-        self._begin(group, wire.encode_frame(events) + end, ends=chunk.closed)
+        return self._begin(group, wire.encode_frame(events) + end, ends=chunk.closed)
 
     def _end(self, group: Group, error: Exception) -> None:
         """There is nothing to wait for any more: long-polls are told why, event streams end."""
@@ -331,10 +329,10 @@ class Parked:
 
     # --- passes ----------------------------------------------------------------------------------
 
-    def _begin_last(self, group: Group, outcome: Reply, now_ms: int) -> None:
+    def _begin_last(self, group: Group, outcome: Reply, now_ms: int) -> Pass:
         keep_alive = group.plain.keep_alive and not self.draining
         payload = wire.encode_reply(outcome, now_ms, keep_alive=keep_alive)
-        self._begin(group, payload, ends=True, keep_alive=keep_alive, status=outcome.status)
+        return self._begin(group, payload, ends=True, keep_alive=keep_alive, status=outcome.status)
 
     def _begin(
         self,
@@ -344,14 +342,15 @@ class Parked:
         ends: bool,
         keep_alive: bool = False,
         status: int = 200,
-    ) -> None:
+    ) -> Pass:
         self._take_out(group)  # whoever comes during the pass gets something else
         group.passing = True
         group.crowd.passing += 1
         group.heard_s = self._clock.monotonic_s()
-        work = _Pass(group, payload, ends=ends, keep_alive=keep_alive, status=status)
+        work = Pass(group, payload, ends=ends, keep_alive=keep_alive, status=status)
         self._passes.append(work)
         self._schedule()
+        return work
 
     def _write(self, budget: int) -> int:
         """Write to the next members of the first pass; return how many places it went on."""
@@ -383,7 +382,7 @@ class Parked:
             self._finish(work)
         return work.done - began + 1
 
-    def _next_of(self, work: _Pass, budget: int) -> Sequence[int]:
+    def _next_of(self, work: Pass, budget: int) -> Sequence[int]:
         """Return who is at the next places of a pass, and has not left."""
         group, count = work.group, len(work.group.fds)
         # Whoever has its last bytes is counted no more: then all that are left are at these places.
@@ -404,13 +403,13 @@ class Parked:
                 found.append(fd)
         return found
 
-    def _release(self, work: _Pass, fds: Sequence[int]) -> None:
+    def _release(self, work: Pass, fds: Sequence[int]) -> None:
         """Let members go who have their last bytes, or will have."""
         self._seats.part(work.group, fds)
         self._count_out(work.group, len(fds))
         work.answered += len(fds)
 
-    def _put_behind(self, work: _Pass, fds: Sequence[int]) -> list[int]:
+    def _put_behind(self, work: Pass, fds: Sequence[int]) -> list[int]:
         """Put a payload behind what readers have still to get; return those who have it all."""
         free = [fd for fd in fds if fd not in self._outbox]
         for fd in fds if len(free) < len(fds) else ():
@@ -418,7 +417,7 @@ class Parked:
                 self._add(work, fd)
         return free
 
-    def _add(self, work: _Pass, fd: int) -> None:
+    def _add(self, work: Pass, fd: int) -> None:
         """Put a payload behind what a reader has still to get, unless it is too slow for that."""
         if self._outbox.is_full(fd):
             self._desk.close(fd, "backlog")
@@ -429,7 +428,7 @@ class Parked:
         keep_alive = False if work.ends else None
         self._desk.unsent(fd, work.payload, 0, keep_alive=keep_alive)
 
-    def _finish(self, work: _Pass) -> None:
+    def _finish(self, work: Pass) -> None:
         group = work.group
         group.passing = False
         group.crowd.passing -= 1

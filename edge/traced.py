@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from opentelemetry.trace import Span, SpanKind, Tracer
 
-from edge.parked import Group, Parked, _Pass
+from edge.parked import Group, Parked, Pass
 from edge.tails import Tails
 from shared.protocol.chunk import Chunk
 from shared.tracing import within
@@ -82,16 +82,17 @@ class TracedParked(Parked):
     def __init__(self, *args: Any, traces: Traces) -> None:
         super().__init__(*args)
         self._traces = traces
-        self._spans: dict[_Pass, Span] = {}  # of passes under way
+        self._spans: dict[Pass, Span] = {}  # of passes under way
 
-    def _deliver(self, group: Group, chunk: Chunk) -> None:
+    def _deliver(self, group: Group, chunk: Chunk) -> Pass:
         before = group.chunk.next
-        super()._deliver(group, chunk)
+        work = super()._deliver(group, chunk)
         span = self._traces.begin(group, before, chunk.next)
         if span is not None:
-            self._spans[self._passes[-1]] = span
+            self._spans[work] = span
+        return work
 
-    def _finish(self, work: _Pass) -> None:
+    def _finish(self, work: Pass) -> None:
         super()._finish(work)
         span = self._spans.pop(work, None)
         if span is not None:
