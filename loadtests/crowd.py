@@ -21,7 +21,10 @@ from loadtests.swarm import swarm
 
 _CONNECT_S: Final = 900.0
 _TOTALS_S: Final = 120.0
+# What it may take a server to have parked those who have asked: where each comes to a stream of its
+# own, a first read for each, and measuring what follows beside them would tell of both.
 _SETTLE_S: Final = 30.0
+_SETTLE_READER_S: Final = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,7 @@ class Crowd:
         began = time.monotonic()
         reports = self.crew.tell_in_turn(PARK, Parked, self._ramps, _CONNECT_S)
         # Idle, it has taken in what was sent. One that never is, has at least all connections.
-        idle = self.tree.settle(limit_s=_SETTLE_S)
+        idle = self.tree.settle(limit_s=_SETTLE_S + self.readers * _SETTLE_READER_S)
         connect_s = (max(one.at for one in reports) if idle is None else idle) - began
         figures = held(self.readers, self.tree.memory(), memory, kernel_memory(), kernel)
         clients = Tree(os.getpid()).without(self.tree)

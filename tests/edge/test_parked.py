@@ -17,7 +17,7 @@ from edge import outbox as outbox_module
 from edge import parked as parked_module
 from edge import seats as states
 from edge.outbox import Outbox
-from edge.parked import Group, Parked
+from edge.parked import Group, Parked, Pass
 from edge.seats import NEVER, Seats
 from edge.upstream import Refused
 from shared.plain import Plain
@@ -554,12 +554,12 @@ async def test_number_of_groups_holds_up_no_turn_and_holds_no_payload_each() -> 
         await here.settle()
         assert len(here.groups) == len(readers)
         begun = 0
-        begin: Callable[..., None] = here.parked._begin
+        begin: Callable[..., Pass] = here.parked._begin
 
-        def count(*given: object, **more: object) -> None:
+        def count(*given: object, **more: object) -> Pass:
             nonlocal begun
             begun += 1
-            begin(*given, **more)
+            return begin(*given, **more)
 
         here.parked._begin = count  # type: ignore[method-assign]
         here.wake(b"two")
