@@ -34,7 +34,7 @@ from shared.protocol import reply, sse
 from shared.protocol.caching import CachePolicy
 from shared.protocol.chunk import Chunk
 from shared.protocol.cursor import next_cursor
-from shared.protocol.errors import RequestTimeout, Unavailable
+from shared.protocol.errors import Unavailable
 from shared.protocol.reply import Reply
 from shared.protocol.request import Live
 from shared.reading import LiveTimes
@@ -569,8 +569,8 @@ class Lane:
                 # aiohttp has more patience, as long as the body goes on.
                 self._hand_over(fd, self._received.pop(fd))
             case seats.PARTIAL:
-                waited = f"no whole request within {self._bounds.header_timeout_s:g} s"
-                self._reply(fd, reply.refused(RequestTimeout(waited)), keep_alive=False)
+                late = reply.head_late(self._bounds.header_timeout_s)
+                self._reply(fd, late, keep_alive=False)
             case seats.PARKED:
                 ended = self._parked.take_back(fd)
                 if ended is not None:

@@ -23,10 +23,11 @@ from shared.plain import Plain, PlainAppend, Refusal, is_partial, parse_head
 from shared.protocol import reply
 from shared.protocol.append import Accepted, Append, Unchanged
 from shared.protocol.caching import CachePolicy
-from shared.protocol.errors import RequestTimeout, Unavailable
+from shared.protocol.errors import Unavailable
 from shared.protocol.reply import Reply
 from shared.sockets import BACKLOG
-from shared.web import DRAIN_STEP_S, REST_S, Listener, failure
+from shared.tasks import wait_while
+from shared.web import REST_S, Listener, failure
 
 _END: Final = b"\r\n\r\n"
 # Larger bodies cost aiohttp little by comparison, and are not held here before they are whole.
@@ -143,17 +144,19 @@ class Lane:
         """
         await self._shut()
         self.draining = True
-        loop = asyncio.get_running_loop()
-        rest_s, end_s = loop.time() + min(REST_S, window_s), loop.time() + window_s
-        while self._open and loop.time() < end_s:
-            if loop.time() >= rest_s:
-                for connection in list(self._open):
-                    connection.close_if_idle()
-            await asyncio.sleep(DRAIN_STEP_S)
+        rest_s = min(REST_S, window_s)
+        await wait_while(lambda: bool(self._open), rest_s)
+        await wait_while(self._close_idle, window_s - rest_s)
         for task in self._tasks:
             task.cancel()
         for connection in list(self._open):
             connection.close()
+
+    def _close_idle(self) -> bool:
+        """Close what idles; return whether anything is left."""
+        for connection in list(self._open):
+            connection.close_if_idle()
+        return bool(self._open)
 
     async def _shut(self) -> None:
         """Let in those who are connected already, and nobody after them: to close before would
@@ -393,8 +396,7 @@ class Connection(asyncio.Protocol):
         if transport is None or self._answers:
             return
         if self._partial and now_s - self._since_s > header_timeout_s:
-            waited = f"no whole request within {header_timeout_s:g} s"
-            outcome = reply.refused(RequestTimeout(waited))
+            outcome = reply.head_late(header_timeout_s)
             metrics.count_requests("other", outcome.status)
             transport.write(self._lane.encode(outcome, keep_alive=False))
             transport.close()

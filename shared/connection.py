@@ -11,8 +11,7 @@ from aiohttp import EMPTY_PAYLOAD, HttpVersion11, web
 from aiohttp.web_protocol import RequestHandler
 
 from shared import wire
-from shared.protocol.errors import RequestTimeout
-from shared.protocol.reply import refused
+from shared.protocol.reply import head_late
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 Refuse = Callable[[int, BaseException | None, str | None], web.Response]
@@ -78,9 +77,9 @@ class Connection(RequestHandler):
         transport = self.transport
         if transport is None or transport.is_closing():
             return
-        error = RequestTimeout(f"no whole request within {self._header_s:g} s")
+        late = head_late(self._header_s)
         now_ms = time.time_ns() // 1_000_000
-        transport.write(wire.encode_reply(refused(error), now_ms, keep_alive=False))
+        transport.write(wire.encode_reply(late, now_ms, keep_alive=False))
         self.force_close()
 
     def hold_back(self) -> None:

@@ -20,7 +20,8 @@ from shared.protocol.cursor import next_cursor
 from shared.protocol.errors import ProtocolError, Unavailable
 from shared.protocol.reply import COMMON_HEADERS
 from shared.protocol.request import Live, Read
-from shared.web import DRAIN_STEP_S, respond
+from shared.tasks import wait_while
+from shared.web import respond
 
 _log = logging.getLogger(__name__)
 
@@ -85,12 +86,7 @@ class Reading:
 
     async def released(self) -> None:
         """Return once nobody waits any more, or the window is over."""
-        loop = asyncio.get_running_loop()
-        end_s = loop.time() + (self._released or 0.0)
-        while self._waits:
-            if loop.time() >= end_s:
-                break
-            await asyncio.sleep(DRAIN_STEP_S)
+        await wait_while(lambda: bool(self._waits), self._released or 0.0)
 
     async def _long_poll(self, path: str, asked: Read) -> reply.Reply:
         chunk = await self.source.join(path, asked.offset)

@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, Final
 
 _log = logging.getLogger(__name__)
+
+_LOOK_EVERY_S: Final = 0.02
 
 
 @asynccontextmanager
@@ -22,6 +24,17 @@ async def background(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator[No
         for task in tasks:
             with suppress(asyncio.CancelledError):
                 await task
+
+
+async def wait_while(holds: Callable[[], bool], for_s: float) -> None:
+    """Return once something holds no more, at most after for_s: what a server that stops waits for,
+    which nobody needs to tell of as it happens."""
+    loop = asyncio.get_running_loop()
+    end_s = loop.time() + for_s
+    while holds():
+        if loop.time() >= end_s:
+            break
+        await asyncio.sleep(_LOOK_EVERY_S)
 
 
 async def _logged(coroutine: Coroutine[Any, Any, None]) -> None:

@@ -27,6 +27,7 @@ from shared.protocol.errors import (
 )
 from shared.protocol.reply import COMMON_HEADERS, PREFLIGHT_HEADERS, Reply, refused
 from shared.sockets import BACKLOG, listen_tcp, listen_unix
+from shared.tasks import wait_while
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +40,6 @@ _BODIES_BYTES_MAX: Final = 256 * 1024 * 1024
 # Connections that are kept get this long, before a server stops, to bring one more request: its
 # reply tells them that it is the last. Who writes more often than that never sees one break off.
 REST_S: Final = 0.25
-DRAIN_STEP_S: Final = 0.02  # how often a server that stops looks whether it may
 
 
 def respond(reply: Reply) -> web.Response:
@@ -212,12 +212,9 @@ class Listener:
         The sockets listen until the end: closing them earlier would reset who waits to be accepted.
         """
         self.draining = True
-        loop = asyncio.get_running_loop()
-        rest_s, end_s = loop.time() + min(REST_S, window_s), loop.time() + window_s
-        while self.active or (self.connections and loop.time() < rest_s):
-            if loop.time() >= end_s:
-                break
-            await asyncio.sleep(DRAIN_STEP_S)
+        rest_s = min(REST_S, window_s)
+        await wait_while(lambda: bool(self.active or self.connections), rest_s)
+        await wait_while(lambda: bool(self.active), window_s - rest_s)
         for server in self._listening:
             server.close()
         if self._made is not None:

@@ -43,7 +43,6 @@ class Runner:
             KeyboardInterrupt: once for each Ctrl-C: it was cancelled, or had just ended.
         """
         self._busy = True
-        interrupted = False
         try:
             result = self._runner.run(self._watched(coroutine))
         except asyncio.CancelledError:

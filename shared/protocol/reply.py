@@ -9,7 +9,7 @@ from shared.protocol.append import Accepted, Append, Unchanged
 from shared.protocol.caching import CachePolicy, Kind
 from shared.protocol.chunk import Chunk
 from shared.protocol.cursor import next_cursor
-from shared.protocol.errors import ProtocolError, Unavailable
+from shared.protocol.errors import ProtocolError, RequestTimeout, Unavailable
 from shared.protocol.expiry import NEVER
 from shared.protocol.media import is_text
 from shared.protocol.offset import SENTINELS
@@ -211,6 +211,11 @@ def refused(error: ProtocolError | Unavailable) -> Reply:
         },
         orjson.dumps({"error": {"code": error.code, "message": str(error)}}),
     )
+
+
+def head_late(timeout_s: float) -> Reply:
+    """Answer who began a request and did not end its head in time."""
+    return refused(RequestTimeout(f"no whole request within {timeout_s:g} s"))
 
 
 def lost(path: str, asked: Read, error: ProtocolError, policy: CachePolicy) -> Reply:

