@@ -14,7 +14,7 @@ from loadtests.crew import Crew
 from loadtests.dialect import Place
 from loadtests.kernel import ENDS, KernelMemory, kernel_memory
 from loadtests.layout import client_shares
-from loadtests.orders import PARK, TOTALS, Parked, SwarmOrder, Totals
+from loadtests.orders import LATEST, PARK, TOTALS, Parked, SwarmOrder, Totals
 from loadtests.proc import Memory, Tree
 from loadtests.servers import Server, descriptor_limit
 from loadtests.swarm import swarm
@@ -87,7 +87,7 @@ class Crowd:
         began = time.monotonic()
         reports = self.crew.tell_in_turn(PARK, Parked, self._ramps, _CONNECT_S)
         # Idle, it has taken in what was sent. One that never is, has at least all connections.
-        idle = self.tree.settle(limit_s=_SETTLE_S + self.readers * _SETTLE_READER_S)
+        idle = self._rest()
         connect_s = (max(one.at for one in reports) if idle is None else idle) - began
         figures = held(self.readers, self.tree.memory(), memory, kernel_memory(), kernel)
         clients = Tree(os.getpid()).without(self.tree)
@@ -104,6 +104,17 @@ class Crowd:
                 figures["user_bytes_parked"] + client_bytes + figures["kernel_bytes_both_ends"]
             ),
         }
+
+    def _rest(self) -> float | None:
+        """Wait until the server is idle and nobody is about to ask again, who was sent away;
+        return since when it is, if so."""
+        deadline = time.monotonic() + _SETTLE_S + self.readers * _SETTLE_READER_S
+        while (left_s := deadline - time.monotonic()) > 0:
+            idle = self.tree.settle(limit_s=left_s)
+            self.crew.tell(LATEST)
+            if add_up(self.crew.hear(Totals, _TOTALS_S)).parked == self.readers:
+                return idle
+        return None
 
     def totals(self) -> Totals:
         """Return what the readers of all processes saw, added up."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -106,21 +106,25 @@ class Tree:
         return Memory(pss, uss)
 
     def settle(self, quiet_s: float = 0.25, limit_s: float = 120.0) -> float | None:
-        """Wait until the processes have been idle for quiet_s.
+        """Wait until the processes have been idle for quiet_s, but for what they do now and then.
 
         Returns:
-            When they last worked, on the monotonic clock; None if they did not rest in limit_s.
+            When they began to rest, on the monotonic clock; None if they did not in limit_s.
         """
-        began = last_busy = seen = time.monotonic()
-        cpu = self.cpu_s()
+        # Over all of that time, not in each moment of it: what 100,000 waiting readers cost is
+        # little, but it is a millisecond of work here and another there.
         share = QUIET_SHARE + _TIMERS_SHARE * len(self.pids)
-        while seen - last_busy < quiet_s and seen - began < limit_s:
+        seen = deque([(time.monotonic(), self.cpu_s())])
+        deadline = seen[0][0] + limit_s
+        while seen[-1][0] < deadline:
             time.sleep(0.02)
-            now, now_cpu = time.monotonic(), self.cpu_s()
-            if now_cpu - cpu > share * (now - seen):
-                last_busy = now
-            seen, cpu = now, now_cpu
-        return last_busy if seen - last_busy >= quiet_s else None
+            seen.append((time.monotonic(), self.cpu_s()))
+            while len(seen) > 2 and seen[-1][0] - seen[1][0] >= quiet_s:
+                seen.popleft()
+            (began, before), (now, cpu) = seen[0], seen[-1]
+            if now - began >= quiet_s and cpu - before <= share * (now - began):
+                return began
+        return None
 
 
 def process_name(pid: int) -> str:
