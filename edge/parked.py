@@ -7,7 +7,7 @@ written to one after the other, some hundreds in a turn of the loop.
 import asyncio
 import os
 import random
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from itertools import repeat
 from typing import Final, Protocol
@@ -151,7 +151,11 @@ class Parked:
         self._policy = policy
         self._clock = clock
         self._crowds: dict[str, _Crowd] = {}
-        self._stirred: dict[_Crowd, None] = {}  # a set that keeps order
+        # Sets that keep order. A `dict` would leave gaps at its front, for each look to step over.
+        self._stirred: OrderedDict[_Crowd, None] = OrderedDict()
+        # Event streams but those that a pass goes over, by when they last heard anything, nearly:
+        # to look at all that wait, most of them in vain, stopped an edge every few seconds.
+        self._quiet: OrderedDict[Group, None] = OrderedDict()
         self._looking: list[Group] = []  # of those that were stirred first
         self._passes: deque[Pass] = deque()
         self._last: Group | None = None  # that somebody joined
@@ -190,7 +194,8 @@ class Parked:
         key = self._key(plain, chunk)
         group = crowd.groups.get(key)
         if group is None:
-            group = crowd.groups[key] = Group(crowd, key, plain, chunk, self._clock.monotonic_s())
+            group = Group(crowd, key, plain, chunk, self._clock.monotonic_s())
+            self._put_in(group)
         return group
 
     def leave(self, fd: int) -> None:
@@ -217,13 +222,15 @@ class Parked:
 
     async def send_heartbeats(self, quiet_s: float) -> None:
         """Tell event streams that heard nothing for so long that they still stand."""
-        now_s = self._clock.monotonic_s()
-        for number, crowd in enumerate(list(self._crowds.values())):
-            if number % _SLICE == 0:
+        begun = 0
+        while self._quiet:
+            group = next(iter(self._quiet))
+            if self._clock.monotonic_s() - group.heard_s < quiet_s:
+                return
+            self._begin(group, wire.encode_frame(sse.HEARTBEAT), ends=False)
+            begun += 1
+            if begun % _SLICE == 0:
                 await asyncio.sleep(0)
-            for group in list(crowd.groups.values()):
-                if group.streams and now_s - group.heard_s >= quiet_s:
-                    self._begin(group, wire.encode_frame(sse.HEARTBEAT), ends=False)
 
     def close(self) -> None:
         """Write no more."""
@@ -270,8 +277,7 @@ class Parked:
                     return group
             if not self._stirred:
                 return None
-            crowd = next(iter(self._stirred))
-            del self._stirred[crowd]
+            crowd, _ = self._stirred.popitem(last=False)
             self._looking.extend(crowd.groups.values())
 
     def _look(self, group: Group) -> None:
@@ -448,14 +454,16 @@ class Parked:
         group.key = key = self._key(group.plain, group.chunk)
         other = group.crowd.groups.get(key)
         if other is None:
-            group.crowd.groups[key] = group
+            self._put_in(group)
             self._seats.tidy(group)
             return
         small, large = sorted((group, other), key=lambda one: one.count)
         for fd in self._seats.members(small):
             self._seats.leave(fd)
             self._seats.join(fd, large)
-        group.crowd.groups[key] = large
+        if large is group:
+            self._take_out(other)
+            self._put_in(group)
         if small.fetching is not None:
             small.fetching.cancel()
 
@@ -465,9 +473,15 @@ class Parked:
         self._take_out(group)
         self._part(group.crowd)
 
+    def _put_in(self, group: Group) -> None:
+        group.crowd.groups[group.key] = group
+        if group.streams:
+            self._quiet[group] = None
+
     def _take_out(self, group: Group) -> None:
         if group.crowd.groups.get(group.key) is group:
             del group.crowd.groups[group.key]
+            self._quiet.pop(group, None)
         if self._last is group:
             self._last = None
 

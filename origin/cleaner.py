@@ -25,9 +25,9 @@ CREATE TABLE IF NOT EXISTS pack (number INTEGER PRIMARY KEY, body BLOB NOT NULL)
 # A pack fills many pages: large ones make chains of them short. Freed ones can be given back.
 PACKS_PAGES: Final = "PRAGMA page_size = 16384; PRAGMA auto_vacuum = INCREMENTAL"
 FRAMES_PAGES: Final = "PRAGMA auto_vacuum = INCREMENTAL"
-# Less is left to wait for its neighbours, but not for ever.
+# Less is left to wait for its neighbours, but not for ever; more at once stops the loop for longer.
 _WORTH_BYTES: Final = 4 * 1024 * 1024
-_WORTH_FRAMES: Final = 2048
+_WORTH_FRAMES: Final = 512
 _WAIT_S: Final = 20.0
 # Who starts over and over has better things to do. Until then frames alone rebuild the index.
 _FIRST_S: Final = 10.0

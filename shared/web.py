@@ -2,10 +2,8 @@
 graceful stop."""
 
 import asyncio
-import gc
 import logging
 import socket
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -293,16 +291,6 @@ async def watch_loop_delay() -> None:
         due = loop.time() + step_s
         await asyncio.sleep(step_s)
         metrics.LOOP_DELAY.observe(max(0.0, loop.time() - due))
-
-
-def tune_interpreter() -> None:
-    """Let the commit thread have its turn soon, and the collector run seldom."""
-    sys.setswitchinterval(0.0005)  # 5 ms, the default, is many fsyncs long
-    # Requests leave few cycles behind, and what is made mostly lives on, as streams do; each search
-    # stops the process, for 2 us an object that is new. Searches of 50,000 and of a million
-    # objects took 300 ms where 100,000 streams had come. These are of 2,000, every third of 6,000,
-    # and all objects are looked at once 60 million were made.
-    gc.set_threshold(2_000, 1, 10_000)
 
 
 def base_url(request: web.BaseRequest, public_url: str | None) -> str:
