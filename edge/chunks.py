@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from shared import metrics
 from shared.protocol.chunk import Chunk
+from shared.protocol.offset import life_of
 
 # What a kept chunk costs beside its body, roughly: it keeps tiny ones from being free.
 _OVERHEAD_BYTES = 1024
@@ -18,6 +19,16 @@ class Kept:
     confirmed_s: float
 
 
+@dataclass(slots=True)
+class _Stream:
+    """What is kept of one stream."""
+
+    offsets: set[str]
+    # From which offset on all of its life was there, when the upstream was last asked.
+    first: str = ""
+    confirmed_s: float = float("-inf")
+
+
 class Chunks:
     """Full chunks by path and offset; the least recently used leave first."""
 
@@ -25,7 +36,7 @@ class Chunks:
         self._bytes_max = bytes_max
         self._bytes = 0
         self._kept: OrderedDict[tuple[str, str], Kept] = OrderedDict()
-        self._offsets: dict[str, set[str]] = {}
+        self._streams: dict[str, _Stream] = {}
 
     def get(self, path: str, offset: str) -> Kept | None:
         """Return what is kept at an offset, and count it as used."""
@@ -33,6 +44,28 @@ class Chunks:
         if kept is not None:
             self._kept.move_to_end((path, offset))
         return kept
+
+    def confirmed_s(self, path: str, offset: str) -> float:
+        """Return when the upstream last said that what is kept at an offset stands: of itself, or
+        of what comes before it in the same life."""
+        stream, kept = self._streams[path], self._kept[path, offset]
+        life = life_of(offset)
+        if life is None or not stream.first.startswith(life) or offset < stream.first:
+            return kept.confirmed_s
+        return max(kept.confirmed_s, stream.confirmed_s)
+
+    def confirm(self, path: str, first: str, confirmed_s: float) -> None:
+        """Note that a life of a stream was there, from an offset on: it only goes away as a whole,
+        or from its beginning on."""
+        stream = self._streams.get(path)
+        if stream is not None:
+            stream.first, stream.confirmed_s = first, confirmed_s
+
+    def earliest(self, path: str, life: str) -> str | None:
+        """Return the first offset of a life at which anything is kept."""
+        stream = self._streams.get(path)
+        offsets = () if stream is None else stream.offsets
+        return min((offset for offset in offsets if offset.startswith(life)), default=None)
 
     def put(self, path: str, offset: str, chunk: Chunk, confirmed_s: float) -> None:
         """Keep a chunk, if it fits at all, in place of what was kept there."""
@@ -42,20 +75,23 @@ class Chunks:
         if size > self._bytes_max:
             return
         self._kept[path, offset] = Kept(chunk, confirmed_s)
-        self._offsets.setdefault(path, set()).add(offset)
+        self._streams.setdefault(path, _Stream(set())).offsets.add(offset)
         self._bytes += size
         while self._bytes > self._bytes_max:
             self._remove(*next(iter(self._kept)))
         metrics.CHUNK_BYTES.set(self._bytes)
 
-    def drop(self, path: str) -> None:
-        """Forget all chunks of a stream."""
-        for offset in list(self._offsets.get(path, ())):
-            self._remove(path, offset)
+    def drop(self, path: str, life: str = "", before: str | None = None) -> None:
+        """Forget the chunks of a stream: all, or those of one life, or those before an offset."""
+        stream = self._streams.get(path)
+        for offset in () if stream is None else list(stream.offsets):
+            if offset.startswith(life) and (before is None or offset < before):
+                self._remove(path, offset)
         metrics.CHUNK_BYTES.set(self._bytes)
 
     def _remove(self, path: str, offset: str) -> None:
         self._bytes -= len(self._kept.pop((path, offset)).chunk.body) + _OVERHEAD_BYTES
-        self._offsets[path].discard(offset)
-        if not self._offsets[path]:
-            del self._offsets[path]
+        stream = self._streams[path]
+        stream.offsets.discard(offset)
+        if not stream.offsets:
+            del self._streams[path]

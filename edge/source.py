@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from edge.chunks import Chunks, Kept
+from edge.chunks import Chunks
 from edge.coalesce import Coalescer
 from edge.tail import Tail
 from edge.tails import Tails
@@ -11,7 +11,7 @@ from shared import metrics
 from shared.clock import Clock
 from shared.protocol import caching, names
 from shared.protocol.chunk import Chunk
-from shared.protocol.offset import SENTINELS
+from shared.protocol.offset import SENTINELS, life_of
 
 # How long a kept chunk is served on the word of its last read, where no wake would tell of a
 # deletion.
@@ -44,11 +44,10 @@ class EdgeSource:
             known = self._tails.after(path, offset)
             if known is not None:
                 return known
-        kept = self._chunks.get(path, offset)
-        if kept is None or not self._is_fresh(kept):
-            return None
-        metrics.CHUNK_HITS.inc()
-        return kept.chunk
+        kept = self._kept(path, offset)
+        if kept is not None:
+            metrics.CHUNK_HITS.inc()
+        return kept
 
     async def read(self, path: str, offset: str) -> Chunk:
         """Answer a catch-up read: a full chunk from the cache, or a read that starts from now
@@ -56,19 +55,45 @@ class EdgeSource:
         found = self.found(path, offset, live=False)
         if found is not None:
             return found
+        asked_s = self._clock.monotonic_s()
+        chunk = await self._reads.get((path, offset), lambda: self._look(path, offset))
+        kept = self._chunks.get(path, offset)
+        if kept is None or kept.chunk is not chunk:
+            self._keep(path, offset, chunk, asked_s)  # it was read for those who wait there
+        return chunk
+
+    async def _look(self, path: str, offset: str) -> Chunk:
+        """Find a chunk for all who asked for it before now."""
+        await self._confirm(path, offset)
+        found = self._kept(path, offset)
+        if found is not None:
+            return found
         kept = self._chunks.get(path, offset)
         held = None if kept is None else kept.chunk
         asked_s = self._clock.monotonic_s()
         try:
-            chunk = await self._reads.get(
-                (path, offset), lambda: self._upstream.read(path, offset, held)
-            )
+            chunk = await self._upstream.read(path, offset, held)
         except Refused as error:
-            if error.status == 404:  # other refusals are of one request, and easily provoked
-                self.forget(path)
+            self._refused(path, offset, error)
             raise
         self._keep(path, offset, chunk, asked_s)
+        if self._upstream.is_headwater and (first := _first(offset, chunk, held)) is not None:
+            self._chunks.confirm(path, first, asked_s)
         return chunk
+
+    async def _confirm(self, path: str, offset: str) -> None:
+        """Let one read confirm all that is kept of a life: who has its earliest chunk has all."""
+        life = life_of(offset) if self._upstream.is_headwater else None
+        if life is None or self._chunks.get(path, offset) is None or self._kept(path, offset):
+            return
+        first = self._chunks.earliest(path, life)
+        if first is None or first == offset:
+            return
+        try:
+            await self._reads.get((path, first), lambda: self._look(path, first))
+        except Refused as error:
+            if error.status != 410:  # else that one is gone, but what is asked for may be there
+                raise
 
     async def join(self, path: str, offset: str) -> Chunk:
         """Answer the start of a live read: from the known tail, else by one read."""
@@ -94,6 +119,21 @@ class EdgeSource:
     def forget(self, path: str) -> None:
         """Let go of all that is kept of a stream: it is gone, or another one is there."""
         self._chunks.drop(path)
+
+    def _kept(self, path: str, offset: str) -> Chunk | None:
+        """Return what is kept at an offset, if that was confirmed just now."""
+        kept = self._chunks.get(path, offset)
+        if kept is None:
+            return None
+        age_s = self._clock.monotonic_s() - self._chunks.confirmed_s(path, offset)
+        return kept.chunk if age_s < _UNWATCHED_S else None
+
+    def _refused(self, path: str, offset: str, error: Refused) -> None:
+        if error.status == 404:  # other refusals are of one request, and easily provoked
+            self.forget(path)
+        elif error.status == 410 and (life := life_of(offset)) is not None:
+            earliest = error.headers().get(names.STREAM_EARLIEST_OFFSET)
+            self._chunks.drop(path, life, earliest)
 
     def _keep(self, path: str, offset: str, chunk: Chunk, asked_s: float) -> None:
         if chunk.cache_control == caching.NO_STORE:
@@ -124,5 +164,10 @@ class EdgeSource:
             await tail.news()
             looked_in_vain = 0
 
-    def _is_fresh(self, kept: Kept) -> bool:
-        return self._clock.monotonic_s() - kept.confirmed_s < _UNWATCHED_S
+
+def _first(offset: str, chunk: Chunk, held: Chunk | None) -> str | None:
+    """Return from which offset on a life of a stream is all there, as a reply of a Headwater
+    shows; None if it shows nothing of what was kept before."""
+    if offset in SENTINELS:
+        return chunk.next if offset != names.NOW else None
+    return offset if held is not None and life_of(offset) == life_of(chunk.next) else None

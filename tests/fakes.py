@@ -63,6 +63,7 @@ class ScriptedUpstream:
         self.gate = asyncio.Event()  # reads and waits answer while it is set
         self.gate.set()
         self.grown = asyncio.Event()  # set by whoever adds data: waits look again
+        self.is_headwater = False
         self.stands = False  # waits end for nothing
         self.waits = asyncio.Semaphore(64)
 

@@ -63,6 +63,12 @@ def parse_offset(text: str) -> Offset:
     return Offset(int(match[1]), int(match[2]))
 
 
+def life_of(text: str) -> str | None:
+    """Return what all offsets of one life of a stream begin with, which sort as their positions do;
+    None if text is no token of ours, or names a place in any life."""
+    return text[: DIGITS + 1] if text not in SENTINELS and _TOKEN.fullmatch(text) else None
+
+
 def parse_start(text: str) -> Offset | Start:
     """Parse what a read may start from: a token, `-1`, `now`, or the all-zero token (`-1` too)."""
     if text in (names.BEGINNING, ZERO_TOKEN):

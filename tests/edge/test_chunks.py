@@ -121,4 +121,4 @@ def test_path_is_forgotten_with_its_last_chunk() -> None:
     chunks = Chunks(room(1))
     for number in range(1000):
         chunks.put(f"path-{number}", "1", chunk(1000), 0.0)
-    assert list(chunks._offsets) == ["path-999"]
+    assert list(chunks._streams) == ["path-999"]

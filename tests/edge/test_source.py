@@ -51,6 +51,106 @@ async def test_confirming_one_chunk_says_nothing_of_another_after_a_deletion() -
             await here.source.read(PATH, token(CHUNK))
 
 
+async def read_all(here: Edge) -> None:
+    for number in range(4):
+        await here.source.read(PATH, token(number * CHUNK))
+    here.upstream.asked.clear()
+
+
+async def test_one_read_confirms_all_that_is_kept_of_a_life() -> None:
+    async with edge(DATA) as here:
+        here.upstream.is_headwater = True
+        await read_all(here)
+        for _ in range(2):
+            here.clock.turn(1.5)
+            places = [token(number * CHUNK) for number in (2, 0, 3, 1)]
+            found = await asyncio.gather(*(here.source.read(PATH, place) for place in places))
+            assert b"".join(found[at].body for at in (1, 3, 0, 2)) == DATA
+        assert reads(here) == [token(0)] * 2
+
+
+async def test_foreign_server_is_asked_about_each_chunk() -> None:
+    """Its offsets may mean anything."""
+    async with edge(DATA) as here:
+        await read_all(here)
+        here.clock.turn(1.5)
+        for number in (2, 0):
+            await here.source.read(PATH, token(number * CHUNK))
+        assert reads(here) == [token(2 * CHUNK), token(0)]
+
+
+async def test_beginning_by_name_confirms_what_follows_it() -> None:
+    async with edge(DATA) as here:
+        here.upstream.is_headwater = True
+        await here.source.read(PATH, "-1")
+        await read_all(here)
+        here.clock.turn(1.5)
+        await here.source.read(PATH, "-1")
+        await here.source.read(PATH, token(2 * CHUNK))
+        assert reads(here) == ["-1"]
+        await here.source.read(PATH, token(0))  # which is not what follows
+        assert reads(here) == ["-1", token(0)]
+
+
+async def test_another_life_at_the_beginning_confirms_nothing_of_the_last_one() -> None:
+    async with edge(DATA) as here:
+        here.upstream.is_headwater = True
+        await read_all(here)
+        here.clock.turn(1.5)
+        here.upstream.incarnation += 1
+        await here.source.read(PATH, "-1")
+        here.upstream.failures.extend(Refused(410, "gone", "another life", {}) for _ in range(2))
+        with pytest.raises(Refused):
+            await here.source.read(PATH, token(2 * CHUNK))
+        # The first refusal was about the earliest chunk; then none was left to ask about.
+        assert reads(here) == ["-1", token(0), token(2 * CHUNK)]
+        here.upstream.failures.append(Refused(410, "gone", "another life", {}))
+        with pytest.raises(Refused):
+            await here.source.read(PATH, token(3 * CHUNK))
+
+
+async def test_what_retention_trimmed_is_gone_and_what_follows_is_confirmed_by_the_next() -> None:
+    async with edge(DATA) as here:
+        here.upstream.is_headwater = True
+        await read_all(here)
+        here.clock.turn(1.5)
+        earliest = {"Stream-Earliest-Offset": token(2 * CHUNK)}
+        here.upstream.failures.append(Refused(410, "trimmed", "not kept any more", earliest))
+        assert (await here.source.read(PATH, token(3 * CHUNK))).body == DATA[3 * CHUNK :]
+        await here.source.read(PATH, token(2 * CHUNK))
+        assert reads(here) == [token(0), token(3 * CHUNK), token(2 * CHUNK)]
+        here.upstream.failures.append(Refused(410, "trimmed", "not kept any more", earliest))
+        with pytest.raises(Refused, match="not kept any more"):
+            await here.source.read(PATH, token(CHUNK))
+        here.clock.turn(1.5)
+        await here.source.read(PATH, token(3 * CHUNK))
+        await here.source.read(PATH, token(2 * CHUNK))
+        assert reads(here)[4:] == [token(2 * CHUNK)]
+
+
+async def test_stream_that_is_gone_is_told_by_the_confirmation_itself() -> None:
+    async with edge(DATA) as here:
+        here.upstream.is_headwater = True
+        await read_all(here)
+        here.clock.turn(1.5)
+        here.upstream.failures.append(Refused(404, "not_found", "no such stream", {}))
+        with pytest.raises(Refused, match="no such stream"):
+            await here.source.read(PATH, token(3 * CHUNK))
+        assert reads(here) == [token(0)]
+
+
+async def test_crowd_that_comes_for_a_chunk_while_it_is_read_costs_no_second_read() -> None:
+    async with edge(DATA) as here:
+        here.upstream.gate.clear()
+        first = asyncio.create_task(here.source.read(PATH, token(0)))
+        await turn()
+        crowd = [asyncio.create_task(here.source.read(PATH, token(0))) for _ in range(50)]
+        await turn()
+        here.upstream.gate.set()
+        assert {id(chunk) for chunk in await asyncio.gather(*crowd)} == {id(await first)}
+        assert reads(here) == [token(0)]
+
+
 @pytest.mark.parametrize("offset", ["-1", "0000000000000000_0000000000000000"])
 async def test_name_of_a_place_is_asked_about_each_time_and_sent_once(offset: str) -> None:
     """It may mean another life of the stream tomorrow."""
