@@ -12,6 +12,7 @@ import aiohttp
 import orjson
 from yarl import URL
 
+from edge.getter import BrokenReply, Getter, Got
 from shared import metrics
 from shared.protocol import caching, jsonmode, media, names
 from shared.protocol.chunk import Chunk
@@ -22,14 +23,22 @@ from shared.protocol.request import Live
 # Shorter than any server keeps an idle connection, so that none closes under a request.
 _KEEPALIVE_S: Final = 15.0
 _GREETING_S: Final = 1.0  # a start is not held up for longer
-# A foreign server may cut its reads where it likes; more than this is not a chunk.
-_BODY_BYTES_MAX: Final = 320 * 1024 * 1024
 # Refusals pass these on; what else a server says of itself stays with it.
 _REFUSAL_HEADERS: Final = (
     *("Retry-After", "Allow", names.STREAM_CLOSED),
     *(names.STREAM_NEXT_OFFSET, names.STREAM_EARLIEST_OFFSET),
 )
 _TRANSIENT: Final = (408, 425, 429)
+_NEXT, _UP_TO_DATE, _CLOSED, _TTL, _EXPIRES_AT = (
+    name.lower()
+    for name in (
+        names.STREAM_NEXT_OFFSET,
+        names.STREAM_UP_TO_DATE,
+        names.STREAM_CLOSED,
+        names.STREAM_TTL,
+        names.STREAM_EXPIRES_AT,
+    )
+)
 _DIGITS: Final = re.compile(r"[0-9]{1,12}")
 
 
@@ -84,7 +93,7 @@ async def _send_once(
 
 
 class Upstream:
-    """One server to read from."""
+    """One server to read from, and to pass other requests on to."""
 
     def __init__(
         self,
@@ -112,6 +121,12 @@ class Upstream:
         self.is_headwater = socket is not None
         self.reads = asyncio.Semaphore(connections)
         self.waits = asyncio.Semaphore(connections)
+        where = URL(self._url)
+        self._getter = Getter(self.connect, where.host_port_subcomponent or "", timeout_s)
+        self._identity: dict[str, str] = {}
+        if where.user is not None:
+            login = aiohttp.BasicAuth(where.user, where.password or "")
+            self._identity["Authorization"] = login.encode()
         connector = (
             aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S)
             if socket is None
@@ -128,6 +143,7 @@ class Upstream:
 
     async def close(self) -> None:
         """Close all connections."""
+        self._getter.close()
         await self._session.close()
 
     async def connect(self, factory: Callable[[], asyncio.Protocol]) -> None:
@@ -152,10 +168,9 @@ class Upstream:
             ):
                 pass
 
-    def _look_at(self, reply: aiohttp.ClientResponse) -> None:
+    def _look_at(self, server: str | None, via: str | None) -> None:
         if self._socket is None:
-            ours = reply.headers.get("Server") == COMMON_HEADERS["Server"]
-            self.is_headwater = ours and "Via" not in reply.headers
+            self.is_headwater = server == COMMON_HEADERS["Server"] and via is None
 
     async def read(self, path: str, offset: str, held: Chunk | None = None) -> Chunk:
         """Read what is at an offset now.
@@ -168,13 +183,9 @@ class Upstream:
             Unavailable: it cannot be reached, or says nothing sensible.
         """
         headers = {} if held is None or held.etag is None else {"If-None-Match": held.etag}
-        async with (
-            self._turn(self.reads),
-            self._get("read", path, {"offset": offset}, headers, 0.0) as reply,
-        ):
-            if reply.status == 304 and held is not None:
-                return held
-            return await _chunk(reply, offset)
+        async with self._turn(self.reads):
+            got = await self._get("read", path, {"offset": offset}, headers, 0.0)
+        return held if got.status == 304 and held is not None else _chunk(got)
 
     async def wait(self, path: str, offset: str, cursor: str | None, wait_s: float) -> Chunk:
         """Long-poll at an offset; an empty chunk when nothing came.
@@ -188,8 +199,9 @@ class Upstream:
         query = {"offset": offset, "live": Live.LONG_POLL.value}
         if cursor is not None:
             query["cursor"] = cursor
-        async with self._turn(self.waits), self._get("wait", path, query, {}, wait_s) as reply:
-            return await _chunk(reply, offset)
+        async with self._turn(self.waits):
+            got = await self._get("wait", path, query, {}, wait_s)
+        return _chunk(got)
 
     @asynccontextmanager
     async def _turn(self, places: asyncio.Semaphore) -> AsyncIterator[None]:
@@ -230,10 +242,9 @@ class Upstream:
         except aiohttp.ClientConnectorError as error:
             raise Unavailable(f"the upstream cannot be reached: {error.os_error}") from None
         async with reply:
-            self._look_at(reply)
+            self._look_at(reply.headers.get("Server"), reply.headers.get("Via"))
             yield reply
 
-    @asynccontextmanager
     async def _get(
         self,
         mode: str,
@@ -241,67 +252,59 @@ class Upstream:
         query: dict[str, str],
         headers: dict[str, str],
         wait_s: float,
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    ) -> Got:
         # Parameters in lexicographic order: one URL for one question, wherever it is cached.
         target = f"{self._prefix}{quote(path, safe='/')}?{urlencode(sorted(query.items()))}"
-        url = URL(self._url + target, encoded=True)
-        timeout = aiohttp.ClientTimeout(
-            sock_connect=self._timeout_s, sock_read=self._timeout_s + wait_s
-        )
         outcome = "failed"
         try:
-            async with self._session.get(
-                url, headers=headers, timeout=timeout, allow_redirects=False
-            ) as reply:
-                self._look_at(reply)
-                outcome = str(reply.status)
-                if reply.status not in (200, 204, 304):
-                    await _refuse(reply)
-                yield reply
-        except (aiohttp.ClientError, TimeoutError) as error:
-            outcome = "failed"
+            got = await self._getter.get(
+                target, self._identity | headers, self._timeout_s + wait_s
+            )
+            outcome = str(got.status)
+        except (OSError, BrokenReply) as error:
             reason = str(error) or type(error).__name__
             raise Unavailable(f"the upstream cannot be read: {reason}") from None
         finally:
             metrics.UPSTREAM_READS.labels(mode, outcome).inc()
+        self._look_at(got.headers.get("server"), got.headers.get("via"))
+        if got.status not in (200, 204, 304):
+            _refuse(got)
+        return got
 
 
-async def _refuse(reply: aiohttp.ClientResponse) -> None:
+def _refuse(got: Got) -> None:
     """Raise what a reply that is no success says."""
-    body = (await reply.content.read(4096)).decode(errors="replace")
-    if reply.status >= 500 or reply.status in _TRANSIENT or reply.status < 400:
+    if got.status >= 500 or got.status in _TRANSIENT or got.status < 400:
         # One reader's bad moment must not end what all the others wait for.
-        raise Unavailable(f"the upstream answers {reply.status}")
-    code, message = "refused", body.strip()[:500] or f"the upstream answers {reply.status}"
+        raise Unavailable(f"the upstream answers {got.status}")
+    words = got.body.decode(errors="replace").strip()
+    code, message = "refused", words[:500] or f"the upstream answers {got.status}"
     try:
-        told = orjson.loads(body)["error"]
+        told = orjson.loads(got.body)["error"]
         code, message = str(told["code"]), str(told["message"])
     except (ValueError, KeyError, TypeError):
         pass  # a foreign server words its refusals as it likes
-    headers = {k: reply.headers[k] for k in _REFUSAL_HEADERS if k in reply.headers}
-    raise Refused(reply.status, code, message, headers)
+    headers = {k: got.headers[k.lower()] for k in _REFUSAL_HEADERS if k.lower() in got.headers}
+    raise Refused(got.status, code, message, headers)
 
 
-async def _chunk(reply: aiohttp.ClientResponse, offset: str) -> Chunk:
+def _chunk(got: Got) -> Chunk:
     """Return the chunk in a reply."""
-    headers = reply.headers
-    following = headers.get(names.STREAM_NEXT_OFFSET)
+    headers, body = got.headers, got.body
+    following = headers.get(_NEXT)
     if following is None:
         raise Unavailable("the upstream's reply has no Stream-Next-Offset: not a stream server?")
-    if (reply.content_length or 0) > _BODY_BYTES_MAX:
-        raise Unavailable(f"the upstream sends {reply.content_length} bytes at once")
-    body = await reply.read()
-    content_type = headers.get("Content-Type", names.DEFAULT_CONTENT_TYPE)
-    ttl = headers.get(names.STREAM_TTL, "")
+    content_type = headers.get("content-type", names.DEFAULT_CONTENT_TYPE)
+    ttl = headers.get(_TTL, "")
     return Chunk(
         content_type=content_type,
         next=following,
         body=body,
         empty=jsonmode.is_empty(body) if media.is_json(content_type) else not body,
-        at_tail=names.STREAM_UP_TO_DATE in headers,
-        closed=headers.get(names.STREAM_CLOSED, "").lower() == "true",
-        etag=headers.get("ETag"),
-        cache_control=headers.get("Cache-Control", caching.NO_STORE),
+        at_tail=_UP_TO_DATE in headers,
+        closed=headers.get(_CLOSED, "").lower() == "true",
+        etag=headers.get("etag"),
+        cache_control=headers.get("cache-control", caching.NO_STORE),
         ttl_s=int(ttl) if _DIGITS.fullmatch(ttl) else None,
-        expires_at=headers.get(names.STREAM_EXPIRES_AT),
+        expires_at=headers.get(_EXPIRES_AT),
     )
