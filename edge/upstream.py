@@ -257,9 +257,7 @@ class Upstream:
         target = f"{self._prefix}{quote(path, safe='/')}?{urlencode(sorted(query.items()))}"
         outcome = "failed"
         try:
-            got = await self._getter.get(
-                target, self._identity | headers, self._timeout_s + wait_s
-            )
+            got = await self._getter.get(target, self._identity | headers, self._timeout_s + wait_s)
             outcome = str(got.status)
         except (OSError, BrokenReply) as error:
             reason = str(error) or type(error).__name__

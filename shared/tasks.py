@@ -24,6 +24,8 @@ async def background(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator[No
         for task in tasks:
             with suppress(asyncio.CancelledError):
                 await task
+        for coroutine in coroutines:
+            coroutine.close()  # one that was cancelled before its first step was never awaited
 
 
 async def wait_while(holds: Callable[[], bool], for_s: float) -> None:
