@@ -183,8 +183,7 @@ class Upstream:
             Unavailable: it cannot be reached, or says nothing sensible.
         """
         headers = {} if held is None or held.etag is None else {"If-None-Match": held.etag}
-        async with self._turn(self.reads):
-            got = await self._get("read", path, {"offset": offset}, headers, 0.0)
+        got = await self._get("read", path, {"offset": offset}, headers, 0.0)
         return held if got.status == 304 and held is not None else _chunk(got)
 
     async def wait(self, path: str, offset: str, cursor: str | None, wait_s: float) -> Chunk:
@@ -199,23 +198,7 @@ class Upstream:
         query = {"offset": offset, "live": Live.LONG_POLL.value}
         if cursor is not None:
             query["cursor"] = cursor
-        async with self._turn(self.waits):
-            got = await self._get("wait", path, query, {}, wait_s)
-        return _chunk(got)
-
-    @asynccontextmanager
-    async def _turn(self, places: asyncio.Semaphore) -> AsyncIterator[None]:
-        """Wait for one of the bounded places, but not for ever: a crowd that has left must not
-        queue on."""
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                await places.acquire()
-        except TimeoutError:
-            raise Unavailable("too many reads of the upstream are under way") from None
-        try:
-            yield
-        finally:
-            places.release()
+        return _chunk(await self._get("wait", path, query, {}, wait_s))
 
     @asynccontextmanager
     async def pass_on(
@@ -255,6 +238,8 @@ class Upstream:
     ) -> Got:
         # Parameters in lexicographic order: one URL for one question, wherever it is cached.
         target = f"{self._prefix}{quote(path, safe='/')}?{urlencode(sorted(query.items()))}"
+        places = self.reads if mode == "read" else self.waits
+        await self._take(places)
         outcome = "failed"
         try:
             got = await self._getter.get(target, self._identity | headers, self._timeout_s + wait_s)
@@ -263,11 +248,24 @@ class Upstream:
             reason = str(error) or type(error).__name__
             raise Unavailable(f"the upstream cannot be read: {reason}") from None
         finally:
+            places.release()
             metrics.UPSTREAM_READS.labels(mode, outcome).inc()
         self._look_at(got.headers.get("server"), got.headers.get("via"))
         if got.status not in (200, 204, 304):
             _refuse(got)
         return got
+
+    async def _take(self, places: asyncio.Semaphore) -> None:
+        """Wait for one of the bounded places, but not for ever: a crowd that has left must not
+        queue on."""
+        if not places.locked():
+            await places.acquire()  # at once, without a timer
+            return
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await places.acquire()
+        except TimeoutError:
+            raise Unavailable("too many reads of the upstream are under way") from None
 
 
 def _refuse(got: Got) -> None:

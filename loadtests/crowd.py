@@ -83,11 +83,12 @@ class Crowd:
     def park(self) -> dict[str, Any]:
         """Connect all and let them wait; return what that took, and what they hold while idle."""
         self.tree.settle()
-        memory, kernel = self.tree.memory(), kernel_memory()
+        memory, kernel, cpu_s = self.tree.memory(), kernel_memory(), self.tree.cpu_s()
         began = time.monotonic()
         reports = self.crew.tell_in_turn(PARK, Parked, self._ramps, _CONNECT_S)
         # Idle, it has taken in what was sent. One that never is, has at least all connections.
         idle = self._rest()
+        cpu_s = self.tree.cpu_s() - cpu_s
         connect_s = (max(one.at for one in reports) if idle is None else idle) - began
         figures = held(self.readers, self.tree.memory(), memory, kernel_memory(), kernel)
         clients = Tree(os.getpid()).without(self.tree)
@@ -97,6 +98,7 @@ class Crowd:
             "connect_s": connect_s,
             "settled": idle is not None,
             "connects_per_s": self.readers / connect_s,
+            "cpu_us_per_join": cpu_s * 1e6 / self.readers,
             **figures,
             "client_processes": len(clients.pids) - 1,  # but for this one
             "client_bytes": client_bytes,

@@ -23,6 +23,7 @@ from loadtests.waves import READS, reads_per_append
 NAME: Final = "streams"
 COLUMNS: Final = {
     "connect_s": "connect s",
+    "cpu_us_per_join": "CPU us/join",
     "user_bytes_per_stream": "user B/stream",
     "user_bytes_per_stream_after": "after appends",
     "kernel_bytes_per_reader": "kernel B/reader",

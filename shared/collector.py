@@ -10,8 +10,8 @@ import gc
 import time
 from typing import Final
 
-_STOP_S: Final = 0.001  # that a step is to last
-_PAUSE_S_MIN: Final = 0.01  # a tenth of the time at most, unless more comes in that time
+_STOP_S: Final = 0.002  # that a step is to last
+_PAUSE_S_MIN: Final = 0.02  # a tenth of the time at most, unless more comes in that time
 _PAUSE_S_MAX: Final = 0.25  # a process that idles wakes up for little else
 # Made at once, between two steps: a microsecond each.
 _NEW_MAX: Final = 10_000
