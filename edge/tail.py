@@ -45,7 +45,6 @@ class Tail:
         "_keeper",
         "_recent",
         "_waiters",
-        "confirmed_s",
         "content_type",
         "covered",
         "failed",
@@ -70,8 +69,7 @@ class Tail:
         self.listener: Listener | None = None
         self.covered = False  # wakes arrive, so what is known is all there is
         self.failed: Exception | None = None  # why there is nothing to follow any more
-        self.confirmed_s = _NEVER  # when the upstream was last asked
-        self.heard_s = _NEVER  # when anything was last heard of it
+        self.heard_s = _NEVER  # when the upstream was last asked, or told of an append
         self._waiters: Waiters | None = None
         self._recent = recent
         self._keeper = recent.keeper()

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from functools import partial
@@ -12,6 +13,7 @@ from edge.coalesce import Coalescer
 from edge.recent import Recent
 from edge.tail import Tail
 from edge.upstream import Refused, Upstream
+from edge.windows import Windows, renewal_s
 from shared import metrics
 from shared.bus import Subscriber
 from shared.clock import Clock
@@ -23,8 +25,10 @@ from shared.wake import Wake
 
 _log = logging.getLogger(__name__)
 
-# How long a stream is followed after its last reader left: long-polls leave and come back.
+# How long a stream is followed after its last reader left: long-polls leave and come back. Where a
+# crowd left 100,000 streams at once, so many are let go in one sweep, which takes 5 ms.
 _LINGER_S: Final = 5.0
+_LET_GO_AT_ONCE: Final = 1024
 # A wake may be lost on a healthy bus. A tail that nothing was heard of for as long as a long-poll
 # takes is looked at, so a lost wake costs a reader one round, never the data. But not more than so
 # many in one sweep: each costs an edge, its shield and the origin 1 ms together, and 100,000 quiet
@@ -36,8 +40,6 @@ _CONSIDERED_AT_ONCE: Final = 512
 # Reads that failed are tried again by the next sweep, so many at once: while the upstream is gone,
 # there is better to do than to find that out.
 _RETRIES_AT_ONCE: Final = 256
-# A stream with a sliding window expires unless its origin hears of its readers.
-_RENEW_S_MAX: Final = 10.0
 _SWEEP_S: Final = 0.25
 # Reads that repair after a gap, a reconnect or doubt, at once: a crowd of streams never stampedes.
 _REPAIRS_AT_ONCE: Final = 32
@@ -66,7 +68,7 @@ class Tails:
         self._clock = clock
         self._tails: dict[str, Tail] = {}
         self._recent = Recent()
-        self._idle_since_s: dict[str, float] = {}
+        self._idle_since_s: OrderedDict[str, float] = OrderedDict()  # who has no reader any more
         self._subscribing: dict[str, asyncio.Task[bool]] = {}
         self._polls: dict[str, asyncio.Task[None]] = {}
         self._joins: Coalescer[tuple[str, str], Chunk] = Coalescer()
@@ -74,7 +76,7 @@ class Tails:
         self._queued: set[Tail] = set()
         self._repaired: dict[Tail, bool] = {}  # under repair; whether it is to be looked at again
         self._failed: dict[Tail, None] = {}  # could not be looked at; a set that keeps order
-        self._windows: set[Tail] = set()  # of streams that expire where nobody reads them
+        self._windows = Windows()
         self._rota: list[Tail] = []  # whose turn to be considered comes
         self._stack = AsyncExitStack()
 
@@ -172,8 +174,7 @@ class Tails:
             return False
         if tail.ttl_s is None:
             return True
-        # The origin counts a sliding window from the reads that it sees.
-        return self._clock.monotonic_s() - tail.confirmed_s < min(1.0, tail.ttl_s / 3)
+        return self._clock.monotonic_s() - tail.heard_s < renewal_s(tail.ttl_s)
 
     # --- news ------------------------------------------------------------------------------------
 
@@ -220,7 +221,7 @@ class Tails:
             poll.cancel()
 
     def _learn(self, tail: Tail, offset: str, chunk: Chunk, asked_s: float) -> None:
-        tail.confirmed_s = tail.heard_s = max(tail.confirmed_s, asked_s)
+        tail.heard_s = max(tail.heard_s, asked_s)
         if tail.on_read(offset, chunk):
             self._look(tail)
         if tail.ttl_s is not None and self._tails.get(tail.path) is tail:
@@ -293,7 +294,7 @@ class Tails:
                     continue
                 cursor = next_cursor(self._clock.now_ms(), cursor)
                 chunk = await self._upstream.wait(tail.path, offset, cursor, _POLL_WAIT_S)
-                tail.confirmed_s = tail.heard_s = self._clock.monotonic_s()
+                tail.heard_s = self._clock.monotonic_s()
                 tail.on_read(offset, chunk)
             except Refused as error:
                 self._end(tail, error)
@@ -319,16 +320,16 @@ class Tails:
         while True:
             await asyncio.sleep(_SWEEP_S)
             now_s = self._clock.monotonic_s()
-            for path, since_s in list(self._idle_since_s.items()):
-                if now_s - since_s > _LINGER_S:
-                    self._forget(self._tails[path])
+            for _ in range(_LET_GO_AT_ONCE):
+                path, since_s = next(iter(self._idle_since_s.items()), ("", now_s))
+                if now_s - since_s <= _LINGER_S:
+                    break
+                self._forget(self._tails[path])
             for tail in list(islice(self._failed, _RETRIES_AT_ONCE)):
                 del self._failed[tail]
                 self._look(tail)
-            for tail in self._windows:
-                renew_s = min((tail.ttl_s or 0) / 3, _RENEW_S_MAX)
-                if tail.users and now_s - tail.confirmed_s > renew_s:
-                    self._look(tail)
+            for tail in self._windows.due(now_s):
+                self._look(tail)
             for tail in islice(self._unconfirmed(now_s), _CONFIRMS_AT_ONCE):
                 self._look(tail)
 

@@ -450,6 +450,35 @@ async def test_stream_is_let_go_some_time_after_its_last_reader() -> None:
         assert not here.tails._tails
 
 
+async def test_crowd_of_streams_is_let_go_a_part_at_a_time() -> None:
+    async with edge(DATA) as here:
+        assert here.line is not None
+        for number in range(tails._LET_GO_AT_ONCE + 100):
+            with here.tails.using(f"/{number}"):
+                pass
+        left = len(here.tails._tails)
+        here.clock.turn(6)
+        await until(lambda: len(here.tails._tails) < left)
+        assert len(here.tails._tails) == 100
+        await until(lambda: not here.tails._tails)
+
+
+async def test_append_renews_a_sliding_window_as_a_read_does() -> None:
+    async with edge(DATA) as here:
+        here.upstream.ttl_s = 6
+        readers = await start_readers(here, 3)
+        here.upstream.asked.clear()
+        for _ in range(8):
+            here.clock.turn(0.9)
+            here.wake(here.append(b"!"))
+            await all_have(readers, here.upstream.data)
+            late = Reader(here, here.upstream.tail)
+            await turn()
+            await late.leave()
+        await asyncio.sleep(0.3)  # a sweep
+        assert here.upstream.reads == 0
+
+
 async def test_sliding_window_is_renewed_while_somebody_reads() -> None:
     async with edge(DATA) as here:
         here.upstream.ttl_s = 6
