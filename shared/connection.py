@@ -10,7 +10,7 @@ from typing import Any, Final
 from aiohttp import EMPTY_PAYLOAD, HttpVersion11, web
 from aiohttp.web_protocol import RequestHandler
 
-from shared import wire
+from shared import metrics, wire
 from shared.protocol.reply import head_late
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -78,6 +78,7 @@ class Connection(RequestHandler):
         if transport is None or transport.is_closing():
             return
         late = head_late(self._header_s)
+        metrics.count_requests("other", late.status)  # no method may be here yet
         now_ms = time.time_ns() // 1_000_000
         transport.write(wire.encode_reply(late, now_ms, keep_alive=False))
         self.force_close()

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import uvloop
 from aiohttp import web
+from prometheus_client import REGISTRY
 
 from shared.connection import GivenBack
 from shared.web import Bodies, Listener
@@ -312,3 +313,19 @@ def test_first_bytes_that_are_too_many_stop_reading(new_loop: NewLoop) -> None:
         await until(lambda: half.connections == 0)
 
     run(new_loop, story)
+
+
+async def test_head_that_does_not_end_is_answered_and_counted() -> None:
+    def counted() -> float:
+        labels = {"method": "other", "status": "408"}
+        return REGISTRY.get_sample_value("headwater_requests_total", labels) or 0.0
+
+    half, before = Half(), counted()
+    half.listener = Listener(half.handle, 60.0, 0.05)
+    ours, theirs = pair(socket.AF_UNIX)
+    await half.listener.take(ours, b"GET /half HTTP/1.1\r\n")
+    assert b"0.05 s" in await reply(theirs)
+    assert counted() == before + 1
+    assert half.seen == []
+    theirs.close()
+    await half.listener.drain(0)
