@@ -20,9 +20,11 @@ from typing import Any, Final
 from edge import seats
 from edge.doors import Doors
 from edge.gatherings import Gatherings
+from edge.groups import Group
 from edge.lines import Lines
 from edge.outbox import Outbox
-from edge.parked import Desk, Group, Parked
+from edge.parked import Parked
+from edge.passes import Desk
 from edge.seats import NEVER, Seats
 from edge.source import EdgeSource
 from edge.tails import Tails

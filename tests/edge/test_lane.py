@@ -628,7 +628,7 @@ def test_crowd_that_breaks_off_at_once_comes_back_and_is_served() -> None:
                     line.reset()
                 await parked(here, 0)
                 await until(lambda: here.lane.connections == 0)
-            assert here.lane._parked._crowds == {}
+            assert here.lane._parked._groups._crowds == {}
             assert not here.lane._received
             assert not here.lane._catching_up
             assert len(here.lane._outbox) == 0
@@ -848,7 +848,7 @@ def test_drain_spreads_over_its_window() -> None:
                 await line.ask(f"s?offset={tail}&live=long-poll")
             await parked(here, 50)
             here.lane.release(10.0)
-            (fds,) = [g.fds for c in here.lane._parked._crowds.values() for g in c.groups.values()]
+            (fds,) = [group.fds for group in here.lane._parked._groups]
             due = sorted(here.lane._seats.due_s[fd] - here.lane._clock.monotonic_s() for fd in fds)
             assert due[0] < 3
             assert due[-1] > 7
