@@ -55,6 +55,7 @@ class Parked:
         self.polls = 0
         self.streams = 0
         self.draining = False  # connections are not kept for another request
+        self._told = [0, 0]  # what was counted last of polls and streams
 
     @property
     def busy(self) -> bool:
@@ -105,6 +106,14 @@ class Parked:
             begun += 1
             if begun % _SLICE == 0:
                 await asyncio.sleep(0)
+
+    def tell(self) -> None:
+        """Tell metrics how many wait; to be called now and then, as to do so for each would cost
+        as much as to let it wait."""
+        waiting = [self.polls, self.streams]
+        for mode, now, before in zip(("long-poll", "sse"), waiting, self._told, strict=True):
+            metrics.LIVE_READERS.labels(mode).inc(now - before)
+        self._told = waiting
 
     def close(self) -> None:
         """Write no more."""
