@@ -85,7 +85,7 @@ class Deadlines:
                     await self._idle.wait()
 
     async def sweep_for_ever(self) -> None:
-        """Keep them."""
+        """Look, now and then, at whose wait is over."""
         while True:
             await asyncio.sleep(_SWEEP_S)
             self._doors.reopen()

@@ -96,7 +96,6 @@ class Groups:
         # to look at all that wait, most of them in vain, stopped an edge every few seconds. A set
         # that keeps order: a `dict` would leave gaps at its front, for each look to step over.
         self._quiet: OrderedDict[Group, None] = OrderedDict()
-        self.last: Group | None = None  # that somebody was told to join
 
     def __iter__(self) -> Iterator[Group]:
         for crowd in self._crowds.values():
@@ -119,7 +118,6 @@ class Groups:
         if group is None:
             group = Group(crowd, key, plain, chunk, self._clock.monotonic_s())
             self._put_in(group)
-        self.last = group
         return group
 
     def lend(self, group: Group) -> None:
@@ -188,8 +186,6 @@ class Groups:
         if group.crowd.groups.get(group.key) is group:
             del group.crowd.groups[group.key]
             self._quiet.pop(group, None)
-        if self.last is group:
-            self.last = None
 
     def _part(self, crowd: Crowd) -> None:
         """Let go of a stream that nobody waits on."""

@@ -51,6 +51,7 @@ class Parked:
         # A set that keeps order: a `dict` would leave gaps at its front to step over.
         self._stirred: OrderedDict[Crowd, None] = OrderedDict()
         self._looking: list[Group] = []  # of those that were stirred first
+        self._last: Group | None = None  # that somebody joined; it may be over
         self._turn: asyncio.Handle | None = None
         self.polls = 0
         self.streams = 0
@@ -64,10 +65,10 @@ class Parked:
 
     def park(self, fd: int, plain: Plain, chunk: Chunk) -> None:
         """Let a reader wait for what follows a chunk; the state of its seat is the caller's."""
-        group = self._groups.last
+        group = self._last
         # A crowd comes back with the same words to the same place, and these are the same objects.
         if group is None or group.plain is not plain or group.chunk is not chunk or group.over:
-            group = self._groups.at(plain, chunk)
+            group = self._last = self._groups.at(plain, chunk)
         self._seats.join(fd, group)
         if group.streams:
             self.streams += 1
@@ -82,6 +83,8 @@ class Parked:
         group = self._seats.leave(fd)
         assert isinstance(group, Group)
         self.released(group, 1)
+        if not group.count:
+            self._last = None
         self._groups.left(group)
 
     def take_back(self, fd: int) -> tuple[Plain, Chunk] | None:
@@ -233,6 +236,7 @@ class Parked:
         status: int = 200,
     ) -> Pass:
         self._groups.lend(group)
+        self._last = None  # its chunk is not kept for nobody
         # A long-poll waits only once it has all that it was sent before.
         work = Pass(
             group,

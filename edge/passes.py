@@ -125,7 +125,8 @@ class Passes:
             fds = [fd for fd, sent in zip(fds, each, strict=True) if sent == size]
         if work.ends:
             self._release(work, fds)
-            self._release(work, [fd for fd, _ in short])
+            if short:
+                self._release(work, [fd for fd, _ in short])
             self._desk.answered(fds, keep_alive=work.keep_alive)
         for fd, sent in short:
             keep_alive = work.keep_alive if work.ends else None

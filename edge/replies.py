@@ -130,7 +130,7 @@ class Replies:
         self._outbox.drop(fd)
         self.catching_up.pop(fd, None)
 
-    # --- of those that went elsewhere for them ---------------------------------------------------
+    # --- from the upstream -----------------------------------------------------------------------
 
     def found(self, fd: int, plain: Plain, found: Chunk | Reply) -> None:
         """Answer a reader for whom the upstream was asked."""

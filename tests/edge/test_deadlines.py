@@ -26,7 +26,7 @@ from tests.edge.served import (
     until,
 )
 
-# --- deadlines ------------------------------------------------------------------------------------
+# --- deadlines -----------------------------------------------------------------------------------
 
 
 async def trickle_until_408(here: Served, line: Line, data: bytes) -> None:
@@ -214,7 +214,7 @@ def test_deadline_at_which_we_fail_is_the_end_of_no_other(
     assert len(caplog.records) == 1
 
 
-# --- drain ----------------------------------------------------------------------------------------
+# --- drain ---------------------------------------------------------------------------------------
 
 
 async def finish(here: Served, window_s: float) -> None:

@@ -10,12 +10,7 @@ import socket
 import pytest
 
 from edge import seats
-from tests.edge.served import (
-    parked,
-    run,
-    served,
-    until,
-)
+from tests.edge.served import parked, run, served, until
 
 OPTIONS = (
     *("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_NODELAY"),

@@ -9,12 +9,7 @@ import pytest
 from edge import gatherings
 from edge.source import EdgeSource
 from shared.protocol.chunk import Chunk
-from tests.edge.served import (
-    Line,
-    run,
-    served,
-    until,
-)
+from tests.edge.served import Line, run, served, until
 
 
 def test_reads_that_wait_for_their_turn_are_not_begun_at_the_end(

@@ -12,15 +12,9 @@ import pytest
 from edge import lane as lane_module
 from edge.app import drain
 from shared.plain import Plain, Refusal, parse_plain
-from tests.edge.served import (
-    asking,
-    parked,
-    run,
-    served,
-    until,
-)
+from tests.edge.served import asking, parked, run, served, until
 
-# --- leaving --------------------------------------------------------------------------------------
+# --- leaving -------------------------------------------------------------------------------------
 
 
 def test_reader_that_waits_and_has_sent_its_last_has_left() -> None:
@@ -125,7 +119,7 @@ def test_request_that_was_sent_before_the_goodbye_came_does_not_cost_the_reply()
     run(story)
 
 
-# --- to aiohttp and back --------------------------------------------------------------------------
+# --- to aiohttp and back -------------------------------------------------------------------------
 
 
 def test_connection_goes_to_aiohttp_for_a_write_and_waits_in_the_lane_again() -> None:
@@ -185,7 +179,7 @@ def test_connection_that_is_reset_while_it_is_handed_over_leaves_nothing_behind(
     assert caplog.records == []
 
 
-# --- what comes before its turn -------------------------------------------------------------------
+# --- what comes before its turn ------------------------------------------------------------------
 
 
 def test_requests_that_come_during_a_long_poll_are_answered_after_it_and_in_order() -> None:

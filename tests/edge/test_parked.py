@@ -27,7 +27,7 @@ from tests.fakes import token
 SLICE = parked_module._SLICE
 
 
-# --- news -----------------------------------------------------------------------------------------
+# --- news ----------------------------------------------------------------------------------------
 
 
 async def test_wakes_that_come_together_are_one_reply() -> None:

@@ -15,16 +15,9 @@ from edge.source import EdgeSource
 from edge.upstream import Refused
 from shared import metrics
 from shared.protocol.chunk import Chunk
-from tests.edge.served import (
-    BIG,
-    LITTLE,
-    great,
-    run,
-    served,
-    until,
-)
+from tests.edge.served import BIG, LITTLE, great, run, served, until
 
-# --- replies that wait ----------------------------------------------------------------------------
+# --- replies that wait ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fields", [(), ("Connection: close",)], ids=["kept", "closed"])
@@ -90,7 +83,7 @@ def test_refusal_with_a_status_that_has_no_name_reaches_all_who_asked(
     run(story)
 
 
-# --- slow readers ---------------------------------------------------------------------------------
+# --- slow readers --------------------------------------------------------------------------------
 
 
 def closed_slow(reason: str) -> float:
