@@ -7,7 +7,9 @@ from typing import Any, Final
 
 from opentelemetry.trace import Span, SpanKind, Tracer
 
-from edge.parked import Group, Parked, Pass
+from edge.groups import Group
+from edge.parked import Parked
+from edge.passes import Pass
 from edge.tails import Tails
 from shared.protocol.chunk import Chunk
 from shared.tracing import within
@@ -84,16 +86,16 @@ class TracedParked(Parked):
         self._traces = traces
         self._spans: dict[Pass, Span] = {}  # of passes under way
 
-    def _deliver(self, group: Group, chunk: Chunk) -> Pass:
+    def deliver(self, group: Group, chunk: Chunk) -> Pass:
         before = group.chunk.next
-        work = super()._deliver(group, chunk)
+        work = super().deliver(group, chunk)
         span = self._traces.begin(group, before, chunk.next)
         if span is not None:
             self._spans[work] = span
         return work
 
-    def _finish(self, work: Pass) -> None:
-        super()._finish(work)
+    def finished(self, work: Pass) -> None:
+        super().finished(work)
         span = self._spans.pop(work, None)
         if span is not None:
             span.end()

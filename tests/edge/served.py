@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -30,6 +31,8 @@ from tests.fakes import NOON_MS
 
 PREFIX = "/v1/stream/"
 DEADLINE_S = 20.0  # for what takes milliseconds
+LITTLE = 4096  # what the kernel of a slow reader holds, more or less
+BIG = os.urandom(1_000_000)  # more than any kernel takes at once
 
 
 class SameDay(SystemClock):
@@ -283,3 +286,14 @@ async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(DEADLINE_S):
         while not condition():  # noqa: ASYNC110  # the loop's own work makes it so
             await asyncio.sleep(0.002)
+
+
+async def parked(here: Served, count: int) -> None:
+    """Return once so many live readers wait."""
+    await until(lambda: here.lane._parked.polls + here.lane._parked.streams == count)
+
+
+async def great(here: Served) -> str:
+    """Create a stream of one chunk that no kernel takes at once; return its tail."""
+    await here.create("great", Content_Type="a/b")
+    return await here.append("great", BIG, Content_Type="a/b")

@@ -20,6 +20,7 @@ from edge import lane as lane_module
 from edge import seats, writes
 from edge.app import open_edge
 from edge.lane import Lane
+from edge.replies import Replies
 from origin.memory import MemoryJournal
 from shared.config import Settings
 from shared.sockets import listen_tcp
@@ -174,16 +175,16 @@ def test_client_that_takes_no_replies_is_not_given_ever_more(
         nonlocal most
         async with served() as here:
             await here.create("s")
-            pass_back = Lane.passed_back
+            lane, pass_back = here.lane, Replies.passed_back
 
-            def watch(lane: Lane, fd: int, replies: bytes, **how: bool) -> None:
+            def watch(to: Replies, fd: int, replies: bytes, **how: bool) -> None:
                 nonlocal most
-                pass_back(lane, fd, replies, **how)
+                pass_back(to, fd, replies, **how)
                 waiting = len(lane._received.get(fd, b""))
                 rest = lane._outbox._rests.get(fd)
                 most = max(most, waiting + (rest.size if rest else 0))
 
-            monkeypatch.setattr(Lane, "passed_back", watch)
+            monkeypatch.setattr(Replies, "passed_back", watch)
             line = await here.connect(receive_bytes=LITTLE)
             sending = asyncio.create_task(line.send(append("s", b"x") * count))
             await until(lambda: len(here.lane._outbox) == 1)
