@@ -1,7 +1,8 @@
 """Chunks: a bounded cache of full chunks, which mean the same bytes forever."""
 
+from bisect import bisect_left, insort
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from shared import metrics
 from shared.protocol.chunk import Chunk
@@ -23,9 +24,10 @@ class Kept:
 class _Stream:
     """What is kept of one stream."""
 
-    offsets: set[str]
+    # In order: a stream may have 20,000, as a reader makes one of each position in its last append.
+    offsets: list[str] = field(default_factory=list)
     # From which offset on all of its life was there, when the upstream was last asked.
-    first: str = ""
+    first: str | None = None
     confirmed_s: float = float("-inf")
 
 
@@ -49,8 +51,8 @@ class Chunks:
         """Return when the upstream last said that what is kept at an offset stands: of itself, or
         of what comes before it in the same life."""
         stream, kept = self._streams[path], self._kept[path, offset]
-        life = life_of(offset)
-        if life is None or not stream.first.startswith(life) or offset < stream.first:
+        life, first = life_of(offset), stream.first
+        if life is None or first is None or not first.startswith(life) or offset < first:
             return kept.confirmed_s
         return max(kept.confirmed_s, stream.confirmed_s)
 
@@ -58,14 +60,17 @@ class Chunks:
         """Note that a life of a stream was there, from an offset on: it only goes away as a whole,
         or from its beginning on."""
         stream = self._streams.get(path)
-        if stream is not None:
+        if stream is not None and confirmed_s >= stream.confirmed_s:
             stream.first, stream.confirmed_s = first, confirmed_s
 
     def earliest(self, path: str, life: str) -> str | None:
         """Return the first offset of a life at which anything is kept."""
         stream = self._streams.get(path)
-        offsets = () if stream is None else stream.offsets
-        return min((offset for offset in offsets if offset.startswith(life)), default=None)
+        if stream is None:
+            return None
+        place = bisect_left(stream.offsets, life)
+        found = stream.offsets[place : place + 1]
+        return found[0] if found and found[0].startswith(life) else None
 
     def put(self, path: str, offset: str, chunk: Chunk, confirmed_s: float) -> None:
         """Keep a chunk, if it fits at all, in place of what was kept there."""
@@ -75,23 +80,35 @@ class Chunks:
         if size > self._bytes_max:
             return
         self._kept[path, offset] = Kept(chunk, confirmed_s)
-        self._streams.setdefault(path, _Stream(set())).offsets.add(offset)
+        insort(self._streams.setdefault(path, _Stream()).offsets, offset)
         self._bytes += size
         while self._bytes > self._bytes_max:
             self._remove(*next(iter(self._kept)))
         metrics.CHUNK_BYTES.set(self._bytes)
 
-    def drop(self, path: str, life: str = "", before: str | None = None) -> None:
-        """Forget the chunks of a stream: all, or those of one life, or those before an offset."""
+    def drop(self, path: str) -> None:
+        """Forget all chunks of a stream."""
         stream = self._streams.get(path)
-        for offset in () if stream is None else list(stream.offsets):
-            if offset.startswith(life) and (before is None or offset < before):
-                self._remove(path, offset)
-        metrics.CHUNK_BYTES.set(self._bytes)
+        if stream is not None:
+            self._cut(path, stream, 0, len(stream.offsets))
+
+    def drop_before(self, path: str, life: str, first: str | None) -> None:
+        """Forget the chunks of a life of a stream: those before an offset, or all."""
+        stream = self._streams.get(path)
+        if stream is not None:
+            end = life + "~" if first is None or not first.startswith(life) else first
+            begin = bisect_left(stream.offsets, life)
+            self._cut(path, stream, begin, bisect_left(stream.offsets, end, begin))
 
     def _remove(self, path: str, offset: str) -> None:
-        self._bytes -= len(self._kept.pop((path, offset)).chunk.body) + _OVERHEAD_BYTES
         stream = self._streams[path]
-        stream.offsets.discard(offset)
+        place = bisect_left(stream.offsets, offset)
+        self._cut(path, stream, place, place + 1)
+
+    def _cut(self, path: str, stream: _Stream, begin: int, end: int) -> None:
+        for offset in stream.offsets[begin:end]:
+            self._bytes -= len(self._kept.pop((path, offset)).chunk.body) + _OVERHEAD_BYTES
+        del stream.offsets[begin:end]
         if not stream.offsets:
             del self._streams[path]
+        metrics.CHUNK_BYTES.set(self._bytes)

@@ -12,12 +12,13 @@ from typing import Final, cast
 import httptools
 
 # Shorter than any server keeps an idle connection, so that none closes under a request.
-_IDLE_S: Final = 15.0
+IDLE_S: Final = 15.0
 _HEAD_BYTES_MAX: Final = 64 * 1024
 # A foreign server may cut its reads where it likes; more than this is not a chunk.
 BODY_BYTES_MAX: Final = 320 * 1024 * 1024
 _WORDS_BYTES_MAX: Final = 4096  # of a refusal: what it says at length nobody reads
 _BODILESS: Final = (204, 304)
+_PIECE_BYTES: Final = 64  # what a piece of a body costs beside its bytes
 
 
 class BrokenReply(Exception):
@@ -62,13 +63,13 @@ class Getter:
             silence_s: how long nothing may come, from the request on.
 
         Raises:
-            OSError, TimeoutError: no connection, or no reply in time.
+            OSError: no connection, none any more, or nothing came in time.
             BrokenReply: what came makes no sense.
         """
         said = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        request = f"GET {target} HTTP/1.1\r\nHost: {self._host}\r\n{said}\r\n".encode()
-        if self._idle:
-            kept = self._idle.pop()
+        head = f"GET {target} HTTP/1.1\r\nHost: {self._host}\r\n{said}\r\n"
+        request = head.encode("utf-8", "surrogateescape")  # a tag comes back as it was
+        if (kept := self._take_idle()) is not None:
             try:
                 return await self._ask(kept, request, silence_s)
             except ConnectionError:
@@ -88,6 +89,15 @@ class Getter:
         while self._idle:
             self._idle.pop().abort()
 
+    def _take_idle(self) -> "_Connection | None":
+        oldest_s = asyncio.get_running_loop().time() - IDLE_S
+        while self._idle:
+            kept = self._idle.pop()
+            if kept.usable and kept.active_s > oldest_s:
+                return kept
+            kept.abort()
+        return None
+
     async def _ask(self, connection: "_Connection", request: bytes, silence_s: float) -> Got:
         try:
             got = await connection.ask(request, silence_s)
@@ -97,19 +107,19 @@ class Getter:
         if connection.usable and not self._closed:
             self._idle.append(connection)
             if self._sweep is None:
-                self._sweep = asyncio.get_running_loop().call_later(_IDLE_S, self._sweep_idle)
+                self._sweep = asyncio.get_running_loop().call_later(IDLE_S, self._sweep_idle)
         else:
             connection.abort()
         return got
 
     def _sweep_idle(self) -> None:
         loop = asyncio.get_running_loop()
-        oldest_s = loop.time() - _IDLE_S
+        oldest_s = loop.time() - IDLE_S
         for connection in self._idle:
             if connection.active_s <= oldest_s:
                 connection.abort()
         self._idle = [connection for connection in self._idle if connection.usable]
-        self._sweep = loop.call_later(_IDLE_S, self._sweep_idle) if self._idle else None
+        self._sweep = loop.call_later(IDLE_S, self._sweep_idle) if self._idle else None
 
 
 class _Connection(asyncio.Protocol):
@@ -120,7 +130,8 @@ class _Connection(asyncio.Protocol):
         self.active_s = 0.0
         self.usable = True
         self._transport: asyncio.Transport | None = None
-        self._parser = httptools.HttpResponseParser(self)
+        # It refers to this in turn: whoever ends lets go of it, and so leaves no cycle behind.
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._reply: asyncio.Future[Got] | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._silence_s = 0.0
@@ -137,20 +148,22 @@ class _Connection(asyncio.Protocol):
     def ask(self, request: bytes, silence_s: float) -> "asyncio.Future[Got]":
         """Send a request; the reply comes, an OSError, a TimeoutError or a BrokenReply."""
         loop = asyncio.get_running_loop()
-        self._reply = loop.create_future()
+        reply = self._reply = loop.create_future()
         self.heard = False
         if self._transport is None:
             self._fail(ConnectionResetError("the connection was closed"))
-            return self._reply
+            return reply
         self.active_s = loop.time()
         self._silence_s = silence_s
         self._watch = loop.call_later(silence_s, self._look)
         self._transport.write(request)
-        return self._reply
+        return reply
 
     def abort(self) -> None:
-        """Close it, with whatever is on its way."""
+        """Close it, with whatever is on its way; not to be called by the parser."""
         self.usable = False
+        self._parser = None
+        self._start()
         if self._watch is not None:
             self._watch.cancel()
         if self._transport is not None:
@@ -166,8 +179,9 @@ class _Connection(asyncio.Protocol):
 
     def _fail(self, error: Exception) -> None:
         self.abort()
-        if self._reply is not None and not self._reply.done():
-            self._reply.set_exception(error)
+        reply, self._reply = self._reply, None
+        if reply is not None and not reply.done():
+            reply.set_exception(error)
 
     def _deliver(self, *, keep: bool) -> None:
         self.usable = self.usable and keep
@@ -188,12 +202,13 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        if self._status and "content-length" not in self._headers and not self._is_chunked():
+        framed = {"content-length", "transfer-encoding"} & self._headers.keys()
+        if exc is None and self._status and not framed:
             self._deliver(keep=False)  # it ends where the connection does (RFC 9112 §6.3)
         self._fail(exc or ConnectionResetError("the connection was closed"))
 
     def data_received(self, data: bytes) -> None:
-        if self._reply is None:
+        if self._reply is None or self._parser is None:
             self.abort()  # whoever says something unasked is not understood
             return
         self.heard = True
@@ -205,9 +220,7 @@ class _Connection(asyncio.Protocol):
             if not self._status and self._head_bytes > _HEAD_BYTES_MAX:
                 raise BrokenReply(f"its head has more than {_HEAD_BYTES_MAX} bytes")
         except (httptools.HttpParserError, httptools.HttpParserUpgrade, BrokenReply) as error:
-            # An error of ours comes out of the parser as the cause of one of its own.
-            cause = error.__context__ if isinstance(error.__context__, BrokenReply) else error
-            self._fail(BrokenReply(str(cause) or type(cause).__name__))
+            self._fail(BrokenReply(_reason(error)))
 
     # --- what the parser finds -------------------------------------------------------------------
 
@@ -216,11 +229,16 @@ class _Connection(asyncio.Protocol):
             self.usable = False  # a reply behind the one that was asked for
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._status:
+            return  # a trailer is no header (RFC 9110 §6.5.1)
         key = name.decode("latin-1").lower()
         self._headers.setdefault(key, value.decode("utf-8", "surrogateescape").strip(" \t"))
 
     def on_headers_complete(self) -> None:
+        assert self._parser is not None
         status = self._parser.get_status_code()
+        if not 100 <= status < 600:
+            raise BrokenReply(f"it has the status {status}")
         if status >= 200:
             self._status = status
             length = self._headers.get("content-length", "")
@@ -230,7 +248,7 @@ class _Connection(asyncio.Protocol):
     def on_body(self, piece: bytes) -> None:
         self._pieces.append(piece)
         self._body_bytes += len(piece)
-        if self._body_bytes > BODY_BYTES_MAX:
+        if self._body_bytes + _PIECE_BYTES * len(self._pieces) > BODY_BYTES_MAX:
             raise BrokenReply(f"it sends more than {BODY_BYTES_MAX} bytes at once")
         if self._status not in (200, *_BODILESS) and self._body_bytes > _WORDS_BYTES_MAX:
             self._pieces = [b"".join(self._pieces)[:_WORDS_BYTES_MAX]]
@@ -240,7 +258,11 @@ class _Connection(asyncio.Protocol):
         if not self._status:
             self._headers = {}  # an interim reply, or what came after the one asked for
         else:
+            assert self._parser is not None
             self._deliver(keep=self._parser.should_keep_alive())
 
-    def _is_chunked(self) -> bool:
-        return "transfer-encoding" in self._headers
+
+def _reason(error: Exception) -> str:
+    """Say what the parser, or within it one of ours, complains of."""
+    ours = error.__context__
+    return str(ours if isinstance(ours, BrokenReply) else error) or type(error).__name__

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol, cast
 
+from edge.getter import IDLE_S
 from edge.upstream import outcome_unknown
 from shared.protocol.errors import Unavailable
 
@@ -34,8 +35,6 @@ class Peer(Protocol):
 _LINES: Final = 2
 # Of requests that are not answered, on one line: a second of what an origin makes durable.
 _BYTES_MAX: Final = 8 * 1024 * 1024
-# Shorter than any server keeps an idle connection, so that none closes under a request.
-_IDLE_S: Final = 15.0
 _HEAD_BYTES_MAX: Final = 16 * 1024
 _REPLY_BYTES_MAX: Final = 1024 * 1024  # of an append: its offset, or a refusal
 _END: Final = b"\r\n\r\n"
@@ -137,7 +136,7 @@ class _Line(asyncio.Protocol):
     def expire(self, now_s: float, timeout_s: float) -> None:
         if self._answers and now_s - self._answers[0][2] > timeout_s:
             self.fail(f"no answer within {timeout_s:g} s")
-        elif self.begun and not self._answers and now_s - self._active_s > _IDLE_S:
+        elif self.begun and not self._answers and now_s - self._active_s > IDLE_S:
             self.fail("closed")  # nobody waits
 
     def fail(self, reason: str, *, ignored: bool = False) -> None:

@@ -27,6 +27,7 @@ from shared.web import failure
 
 # Writes in one turn of the loop: 2 ms or so, after which requests and wakes have theirs.
 _SLICE: Final = 400
+_HEARTBEAT: Final = wire.encode_frame(sse.HEARTBEAT)
 
 
 class Parked:
@@ -105,7 +106,7 @@ class Parked:
         while (group := self._groups.quietest) is not None:
             if self._clock.monotonic_s() - group.heard_s < quiet_s:
                 return
-            self._begin(group, wire.encode_frame(sse.HEARTBEAT), ends=False)
+            self._begin(group, _HEARTBEAT, ends=False)
             begun += 1
             if begun % _SLICE == 0:
                 await asyncio.sleep(0)

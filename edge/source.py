@@ -59,7 +59,8 @@ class EdgeSource:
         chunk = await self._reads.get((path, offset), lambda: self._look(path, offset))
         kept = self._chunks.get(path, offset)
         if kept is None or kept.chunk is not chunk:
-            self._keep(path, offset, chunk, asked_s)  # it was read for those who wait there
+            # It was read for live readers, in whose flight or behind which this one came.
+            self._keep(path, offset, chunk, asked_s)
         return chunk
 
     async def _look(self, path: str, offset: str) -> Chunk:
@@ -77,14 +78,18 @@ class EdgeSource:
             self._refused(path, offset, error)
             raise
         self._keep(path, offset, chunk, asked_s)
-        if self._upstream.is_headwater and (first := _first(offset, chunk, held)) is not None:
+        first = _first(offset, chunk, held)
+        if first is not None:
             self._chunks.confirm(path, first, asked_s)
         return chunk
 
     async def _confirm(self, path: str, offset: str) -> None:
-        """Let one read confirm all that is kept of a life: who has its earliest chunk has all."""
-        life = life_of(offset) if self._upstream.is_headwater else None
-        if life is None or self._chunks.get(path, offset) is None or self._kept(path, offset):
+        """Let one read confirm all that is kept of a life: who still has its earliest chunk has all
+        that follows. That is true of offsets of ours only; a tag of ours shows them."""
+        kept, life = self._chunks.get(path, offset), life_of(offset)
+        if kept is None or life is None or self._kept(path, offset) is not None:
+            return
+        if caching.start_of(kept.chunk.etag) is None:
             return
         first = self._chunks.earliest(path, life)
         if first is None or first == offset:
@@ -133,7 +138,7 @@ class EdgeSource:
             self.forget(path)
         elif error.status == 410 and (life := life_of(offset)) is not None:
             earliest = error.headers().get(names.STREAM_EARLIEST_OFFSET)
-            self._chunks.drop(path, life, earliest)
+            self._chunks.drop_before(path, life, earliest)
 
     def _keep(self, path: str, offset: str, chunk: Chunk, asked_s: float) -> None:
         if chunk.cache_control == caching.NO_STORE:
@@ -166,8 +171,8 @@ class EdgeSource:
 
 
 def _first(offset: str, chunk: Chunk, held: Chunk | None) -> str | None:
-    """Return from which offset on a life of a stream is all there, as a reply of a Headwater
-    shows; None if it shows nothing of what was kept before."""
-    if offset in SENTINELS:
-        return chunk.next if offset != names.NOW else None
-    return offset if held is not None and life_of(offset) == life_of(chunk.next) else None
+    """Return from which offset on a life of a stream is all there, as a reply shows; None if it
+    shows nothing of what was kept before."""
+    if offset == names.NOW or not (offset in SENTINELS or chunk is held):
+        return None
+    return caching.start_of(chunk.etag)

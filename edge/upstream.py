@@ -2,17 +2,21 @@
 
 import asyncio
 import re
+import ssl
+from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from socket import SOCK_STREAM
 from typing import Final
 from urllib.parse import quote, urlencode
 
 import aiohttp
 import orjson
+from aiohappyeyeballs import start_connection
 from yarl import URL
 
-from edge.getter import BrokenReply, Getter, Got
+from edge.getter import IDLE_S, BrokenReply, Getter, Got
 from shared import metrics
 from shared.protocol import caching, jsonmode, media, names
 from shared.protocol.chunk import Chunk
@@ -20,8 +24,7 @@ from shared.protocol.errors import ProtocolError, Unavailable
 from shared.protocol.reply import COMMON_HEADERS
 from shared.protocol.request import Live
 
-# Shorter than any server keeps an idle connection, so that none closes under a request.
-_KEEPALIVE_S: Final = 15.0
+_NEXT_ADDRESS_S: Final = 0.25  # how long one address of a name is tried alone (RFC 8305 §8)
 _GREETING_S: Final = 1.0  # a start is not held up for longer
 # Refusals pass these on; what else a server says of itself stays with it.
 _REFUSAL_HEADERS: Final = (
@@ -122,15 +125,17 @@ class Upstream:
         self.reads = asyncio.Semaphore(connections)
         self.waits = asyncio.Semaphore(connections)
         where = URL(self._url)
+        # Made once: to read the system's certificates takes 20 ms.
+        self._tls = ssl.create_default_context() if where.scheme == "https" else None
         self._getter = Getter(self.connect, where.host_port_subcomponent or "", timeout_s)
         self._identity: dict[str, str] = {}
-        if where.user is not None:
-            login = aiohttp.BasicAuth(where.user, where.password or "")
-            self._identity["Authorization"] = login.encode()
+        if where.user is not None or where.password is not None:
+            login = f"{where.user or ''}:{where.password or ''}".encode()
+            self._identity["Authorization"] = f"Basic {b64encode(login).decode()}"
         connector = (
-            aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S)
+            aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S)
             if socket is None
-            else aiohttp.UnixConnector(str(socket), limit=0, keepalive_timeout=_KEEPALIVE_S)
+            else aiohttp.UnixConnector(str(socket), limit=0, keepalive_timeout=IDLE_S)
         )
         self._session = aiohttp.ClientSession(
             connector=connector,
@@ -154,8 +159,15 @@ class Upstream:
             return
         url = URL(self._url)
         assert url.host is not None
-        assert url.port is not None
-        await loop.create_connection(factory, url.host, url.port, ssl=url.scheme == "https" or None)
+        found = await loop.getaddrinfo(url.host, url.port, type=SOCK_STREAM)
+        # A name may have addresses that do not answer (RFC 8305).
+        sock = await start_connection(found, happy_eyeballs_delay=_NEXT_ADDRESS_S, interleave=1)
+        name = url.host if self._tls is not None else None
+        try:
+            await loop.create_connection(factory, sock=sock, ssl=self._tls, server_hostname=name)
+        except BaseException:
+            sock.close()
+            raise
 
     async def greet(self) -> None:
         """Learn whether it is one of ours, if it says so soon; else its first reply tells."""
@@ -184,7 +196,10 @@ class Upstream:
         """
         headers = {} if held is None or held.etag is None else {"If-None-Match": held.etag}
         got = await self._get("read", path, {"offset": offset}, headers, 0.0)
-        return held if got.status == 304 and held is not None else _chunk(got)
+        if got.status == 304:
+            assert held is not None
+            return held
+        return _chunk(got)
 
     async def wait(self, path: str, offset: str, cursor: str | None, wait_s: float) -> Chunk:
         """Long-poll at an offset; an empty chunk when nothing came.
@@ -251,7 +266,7 @@ class Upstream:
             places.release()
             metrics.UPSTREAM_READS.labels(mode, outcome).inc()
         self._look_at(got.headers.get("server"), got.headers.get("via"))
-        if got.status not in (200, 204, 304):
+        if got.status not in (200, 204) and not (got.status == 304 and "If-None-Match" in headers):
             _refuse(got)
         return got
 

@@ -114,8 +114,9 @@ class Crowd:
         while (left_s := deadline - time.monotonic()) > 0:
             idle = self.tree.settle(limit_s=left_s)
             self.crew.tell(LATEST)
-            if add_up(self.crew.hear(Totals, _TOTALS_S)).parked == self.readers:
-                return idle
+            totals = add_up(self.crew.hear(Totals, _TOTALS_S))
+            if totals.parked == self.readers:
+                return idle if idle is None else max(idle, totals.parked_at)
         return None
 
     def totals(self) -> Totals:

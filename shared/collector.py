@@ -1,4 +1,4 @@
-"""Collector: searches for cycles in short steps, so that no search stops a process for long.
+"""Collector: searches what is new for cycles in short steps, and everything seldom.
 
 The interpreter's own trigger counts what was made less what was let go. A server that holds 100,000
 streams lets one object go for each that it makes: for seconds nothing seems to come, and then
@@ -7,11 +7,12 @@ streams lets one object go for each that it makes: for seconds nothing seems to 
 
 import asyncio
 import gc
+import random
 import time
 from typing import Final
 
 _STOP_S: Final = 0.002  # that a step is to last
-_PAUSE_S_MIN: Final = 0.02  # a tenth of the time at most, unless more comes in that time
+_PAUSE_S_MIN: Final = 0.02  # so it is a tenth of the time, unless more comes even in that
 _PAUSE_S_MAX: Final = 0.25  # a process that idles wakes up for little else
 # Made at once, between two steps: a microsecond each.
 _NEW_MAX: Final = 10_000
@@ -30,7 +31,8 @@ async def collect_for_ever() -> None:
     """Search what is new, step by step, and everything now and then."""
     gc.set_threshold(_NEW_MAX, 1, 1_000_000_000)
     pause_s = _PAUSE_S_MAX
-    all_s = time.monotonic() + _ALL_EVERY_S
+    # The processes of a node begin together, and are not to stop together.
+    all_s = time.monotonic() + random.uniform(0.5, 1.0) * _ALL_EVERY_S
     while True:
         await asyncio.sleep(pause_s)
         if time.monotonic() >= all_s:

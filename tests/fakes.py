@@ -63,7 +63,7 @@ class ScriptedUpstream:
         self.gate = asyncio.Event()  # reads and waits answer while it is set
         self.gate.set()
         self.grown = asyncio.Event()  # set by whoever adds data: waits look again
-        self.is_headwater = False
+        self.mark = ""  # what a foreign server's tags begin with
         self.stands = False  # waits end for nothing
         self.waits = asyncio.Semaphore(64)
 
@@ -117,7 +117,7 @@ class ScriptedUpstream:
             empty=start == end,
             at_tail=at_tail and self.says_up_to_date,
             closed=at_tail and self.closed,
-            etag=f'"{first}:{last}{":c" if at_tail and self.closed else ""}"',
+            etag=f'"{self.mark}{first}:{last}{":c" if at_tail and self.closed else ""}"',
             cache_control="public, max-age=31536000, immutable" if full else "public, max-age=1",
             ttl_s=self.ttl_s,
         )

@@ -5,10 +5,14 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from shared.protocol.expiry import Expiry
+from shared.protocol.offset import DIGITS
 
 NO_STORE = "no-store"
 # A tag may hold a comma, so a list is no matter of splitting at commas.
 _ENTITY_TAG = re.compile(r'(?:^|,)[ \t]*(?:W/)?("[^"]*")(?=[ \t]*(?:,|$))')
+
+_TOKEN = rf"[0-9]{{{DIGITS}}}_[0-9]{{{DIGITS}}}"
+_OURS = re.compile(rf'"({_TOKEN}):{_TOKEN}(?::[ct])?"', re.ASCII)
 
 
 class Kind(Enum):
@@ -73,6 +77,13 @@ def etag(start: str, end: str, *, closed: bool, last: bool = False) -> str:
             would let a cache keep the reply that says that nothing follows.
     """
     return f'"{start}:{end}{":c" if closed else ":t" if last else ""}"'
+
+
+def start_of(tag: str | None) -> str | None:
+    """Return the offset at which the bytes of an entity tag of ours begin; None: it is another
+    server's."""
+    match = _OURS.fullmatch(tag) if tag is not None else None
+    return match[1] if match is not None else None
 
 
 def matches(if_none_match: str | None, tag: str | None) -> bool:

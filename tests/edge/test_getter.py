@@ -1,8 +1,12 @@
 """Whole replies, however they come; and no connection is used again that may have bytes left."""
 
 import asyncio
+import gc
+import socket
+import struct
+import weakref
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 
@@ -147,6 +151,7 @@ async def test_reply_that_breaks_off_is_an_error_and_is_not_asked_for_again(
             id="two ends",
         ),
         pytest.param(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 70_000, id="endless head"),
+        pytest.param(b"HTTP/1.1 099 Odd\r\nContent-Length: 1\r\n\r\nx", id="no status"),
         pytest.param(b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\n\r\n", id="upgrade"),
     ],
 )
@@ -157,6 +162,66 @@ async def test_what_is_no_reply_is_an_error_and_its_connection_is_closed(reply: 
             await here.get("/", {}, 1.0)
         await there.left.wait()
         assert (await here.get("/", {}, 1.0)).body == b"data"
+
+
+async def test_body_without_a_length_that_ends_by_a_reset_is_not_whole() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\nhalf")
+        await writer.drain()
+        await asyncio.sleep(0.05)
+        reset = struct.pack("ii", 1, 0)  # close() sends a reset
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+        writer.transport.abort()
+
+    there = Server()
+    there.serve = serve  # type: ignore[method-assign]
+    async with getting(there) as here:
+        with pytest.raises(ConnectionError):
+            await here.get("/", {}, 1.0)
+
+
+async def test_trailers_are_not_headers() -> None:
+    reply = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\ndata\r\n0\r\nX: y\r\n\r\n"
+    there = Server(reply, OK)
+    async with getting(there) as here:
+        got = await here.get("/", {}, 1.0)
+        assert (got.headers, got.body) == ({"transfer-encoding": "chunked"}, b"data")
+        await here.get("/", {}, 1.0)
+    assert there.connections == 1
+
+
+async def test_header_of_any_bytes_can_be_sent_back() -> None:
+    there = Server(OK.replace(b"ETag: x", b'ETag: "\xe9"'), OK)
+    async with getting(there) as here:
+        tag = (await here.get("/", {}, 1.0)).headers["etag"]
+        await here.get("/", {"If-None-Match": tag}, 1.0)
+    assert b'If-None-Match: "\xe9"\r\n' in there.requests[1]
+
+
+@pytest.mark.parametrize("pieces", [[OK], [OK[:-1]], [OK[:-1], CLOSE], [b"?"]])
+async def test_connection_leaves_no_cycle_behind(
+    pieces: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits for the collector may wait for minutes, with half a chunk each."""
+    made: list[weakref.ref[object]] = []
+
+    class Watched(getter._Connection):
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr(getter, "_Connection", Watched)
+    there = Server(pieces)
+    gc.disable()
+    try:
+        async with getting(there) as here:
+            with suppress(OSError, BrokenReply):
+                await here.get("/", {}, 0.05)
+        await asyncio.sleep(0.05)  # for what the loop still has to tell
+        assert [connection() for connection in made] == [None]
+    finally:
+        gc.enable()
 
 
 async def test_body_has_a_bound_where_no_length_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,10 +281,21 @@ async def test_who_leaves_takes_the_connection_along() -> None:
         assert (await here.get("/", {}, 1.0)).body == b"data"
 
 
+async def test_connection_that_idled_too_long_is_not_used_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    there = Server(OK, OK)
+    async with getting(there) as here:
+        await here.get("/", {}, 1.0)
+        monkeypatch.setattr(getter, "IDLE_S", -1.0)
+        await here.get("/", {}, 1.0)
+    assert there.connections == 2
+
+
 async def test_connections_are_as_many_as_reads_at_once_and_close_when_idle(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(getter, "_IDLE_S", 0.1)
+    monkeypatch.setattr(getter, "IDLE_S", 0.1)
     there = Server(*[OK] * 8)
     there.pause_s = 0.01
     async with getting(there) as here:

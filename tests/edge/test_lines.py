@@ -209,7 +209,7 @@ async def test_idle_line_is_closed_and_opened_again(monkeypatch: pytest.MonkeyPa
     async with pair() as (upstream, made):
         made.send(request("a"), 0, said.append)
         await until(lambda: said)
-        monkeypatch.setattr(lines, "_IDLE_S", -1.0)
+        monkeypatch.setattr(lines, "IDLE_S", -1.0)
         made.expire()
         await asyncio.sleep(0)
         made.send(request("b"), 0, said.append)

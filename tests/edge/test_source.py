@@ -59,7 +59,6 @@ async def read_all(here: Edge) -> None:
 
 async def test_one_read_confirms_all_that_is_kept_of_a_life() -> None:
     async with edge(DATA) as here:
-        here.upstream.is_headwater = True
         await read_all(here)
         for _ in range(2):
             here.clock.turn(1.5)
@@ -70,31 +69,34 @@ async def test_one_read_confirms_all_that_is_kept_of_a_life() -> None:
 
 
 async def test_foreign_server_is_asked_about_each_chunk() -> None:
-    """Its offsets may mean anything."""
+    """Its offsets may mean anything, and be made anew with the stream, whatever they look like."""
     async with edge(DATA) as here:
+        here.upstream.mark = "their "
         await read_all(here)
         here.clock.turn(1.5)
-        for number in (2, 0):
-            await here.source.read(PATH, token(number * CHUNK))
-        assert reads(here) == [token(2 * CHUNK), token(0)]
+        here.upstream.data = bytearray(reversed(DATA))
+        here.upstream.mark = "others "
+        for number in (0, 2, 1):
+            begin = number * CHUNK
+            new = here.upstream.data[begin : begin + CHUNK]
+            assert (await here.source.read(PATH, token(begin))).body == new
+        assert reads(here) == [token(0), token(2 * CHUNK), token(CHUNK)]
 
 
 async def test_beginning_by_name_confirms_what_follows_it() -> None:
     async with edge(DATA) as here:
-        here.upstream.is_headwater = True
         await here.source.read(PATH, "-1")
         await read_all(here)
         here.clock.turn(1.5)
         await here.source.read(PATH, "-1")
         await here.source.read(PATH, token(2 * CHUNK))
         assert reads(here) == ["-1"]
-        await here.source.read(PATH, token(0))  # which is not what follows
-        assert reads(here) == ["-1", token(0)]
+        await here.source.read(PATH, token(0))
+        assert reads(here) == ["-1"]
 
 
 async def test_another_life_at_the_beginning_confirms_nothing_of_the_last_one() -> None:
     async with edge(DATA) as here:
-        here.upstream.is_headwater = True
         await read_all(here)
         here.clock.turn(1.5)
         here.upstream.incarnation += 1
@@ -111,7 +113,6 @@ async def test_another_life_at_the_beginning_confirms_nothing_of_the_last_one() 
 
 async def test_what_retention_trimmed_is_gone_and_what_follows_is_confirmed_by_the_next() -> None:
     async with edge(DATA) as here:
-        here.upstream.is_headwater = True
         await read_all(here)
         here.clock.turn(1.5)
         earliest = {"Stream-Earliest-Offset": token(2 * CHUNK)}
@@ -130,7 +131,6 @@ async def test_what_retention_trimmed_is_gone_and_what_follows_is_confirmed_by_t
 
 async def test_stream_that_is_gone_is_told_by_the_confirmation_itself() -> None:
     async with edge(DATA) as here:
-        here.upstream.is_headwater = True
         await read_all(here)
         here.clock.turn(1.5)
         here.upstream.failures.append(Refused(404, "not_found", "no such stream", {}))

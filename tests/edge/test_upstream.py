@@ -1,6 +1,8 @@
 """What an upstream may answer, from any server of the protocol, and what is made of it."""
 
 import asyncio
+import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -9,6 +11,7 @@ from functools import partial
 import aiohttp
 import pytest
 from aiohttp import web
+from yarl import URL
 
 from edge.upstream import BrokeOff, Refused, Upstream
 from shared.protocol.chunk import Chunk
@@ -113,6 +116,60 @@ async def test_chunk_that_is_held_is_confirmed_by_its_tag() -> None:
         assert await there.read("s", "o", other) is not other
 
 
+async def test_who_is_named_in_the_url_is_named_in_reads() -> None:
+    seen: list[str | None] = []
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        seen.append(request.headers.get("Authorization"))
+        return web.Response(body=b"x", headers=NEXT)
+
+    async with upstream(handle) as there:
+        url = there._url.replace("//", "//us%40er:p%3Aw@")
+        named = Upstream(url, "/v1/stream/", timeout_s=0.5, connections=1)
+        await named.read("s", "-1")
+        await named.close()
+    assert seen == ["Basic dXNAZXI6cDp3"]
+
+
+async def test_certificates_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[ssl.SSLContext] = []
+
+    def create() -> ssl.SSLContext:
+        made.append(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+        return made[-1]
+
+    monkeypatch.setattr(ssl, "create_default_context", create)
+    there = Upstream("https://127.0.0.1:1", "/", timeout_s=0.5, connections=1)
+    for _ in range(3):
+        with pytest.raises(Unavailable, match="cannot be read"):
+            await there.read("s", "-1")
+    await there.close()
+    assert len(made) == 1
+
+
+async def test_address_that_does_not_answer_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with upstream(ok(NEXT)) as there:
+        # A listener whose queue is full is as silent as a host that is not there.
+        with socket.create_server(("127.0.0.2", URL(there._url).port or 0), backlog=0) as silent:
+            stuck = [socket.socket() for _ in range(3)]
+            for one in stuck:
+                one.setblocking(False)
+                one.connect_ex(silent.getsockname())
+            loop = asyncio.get_running_loop()
+            found = await loop.getaddrinfo("127.0.0.2", silent.getsockname()[1])
+            good = await loop.getaddrinfo("127.0.0.1", silent.getsockname()[1])
+
+            async def both(*_: object, **__: object) -> list[object]:
+                return [info for info in (*found, *good) if info[1] == socket.SOCK_STREAM]
+
+            monkeypatch.setattr(loop, "getaddrinfo", both)
+            assert (await there.read("s", "-1")).body == b"data"
+            for one in stuck:
+                one.close()
+
+
 REFUSALS = [
     pytest.param(404, b'{"error":{"code":"not_found","message":"none"}}', ("not_found", "none")),
     pytest.param(410, b"plain words", ("refused", "plain words")),
@@ -147,9 +204,9 @@ async def test_refusal_is_passed_on_in_whatever_words(
         answering(lambda: web.Response(status=503, headers={"Retry-After": "9"})),
         answering(lambda: web.Response(body=b"<html>not a stream server</html>")),
         ok(NEXT | {"Content-Length": "999999999999"}),
-        *(answering(partial(web.Response, status=status)) for status in (301, 408, 425, 429)),
+        *(answering(partial(web.Response, status=status)) for status in (301, 304, 408, 425, 429)),
     ],
-    ids=["500", "503", "no offset", "too much", "301", "408", "425", "429"],
+    ids=["500", "503", "no offset", "too much", "301", "304", "408", "425", "429"],
 )
 async def test_answer_that_makes_no_sense_is_unavailable(handler: Handler) -> None:
     async with upstream(handler) as there:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.protocol.caching import CachePolicy, Kind, etag, matches
+from shared.protocol.caching import CachePolicy, Kind, etag, matches, start_of
 from shared.protocol.expiry import NEVER, Expiry
 
 POLICY = CachePolicy()
@@ -128,3 +128,24 @@ def test_if_none_match_does_not_name_the_tag(if_none_match: str | None, tag: str
 @given(st.text(max_size=60))
 def test_any_if_none_match_is_answered(text: str) -> None:
     assert matches(text, '"0_0:0_1"') in (True, False)
+
+
+A, B = "0000000000000001_0000000000000007", "0000000000000001_0000000000000042"
+
+
+@pytest.mark.parametrize(
+    ("tag", "start"),
+    [
+        (etag(A, B, closed=False), A),
+        (etag(A, B, closed=True), A),
+        (etag(A, B, closed=False, last=True), A),
+        (None, None),
+        (f'W/"{A}:{B}"', None),
+        (f'"{A}:{B}:x"', None),
+        (f'"their {A}:{B}"', None),
+        (f'"{A}"', None),
+        ('"5d41402a"', None),
+    ],
+)
+def test_tag_of_ours_tells_where_its_bytes_begin(tag: str | None, start: str | None) -> None:
+    assert start_of(tag) == start
