@@ -39,6 +39,10 @@ from origin.usage import Usage
 _WAL_BYTES_MAX: Final = 64 * 1024 * 1024
 
 _WAL_BYTES_STEP: Final = 16 * 1024 * 1024  # where readers were in the way, it is tried again
+# How often it is looked at until then, not at each commit: a look lets go of the interpreter, and
+# waits for its turn beside a busy event loop.
+_LOOKS: Final = 64
+_COMMIT_BYTES: Final = 16 * 1024  # that a commit takes beside its frame, at most
 _RESTART_WAIT_MS: Final = 20
 _LOCK_WAIT_S: Final = 5.0  # a predecessor may still be draining
 
@@ -84,6 +88,7 @@ class SqliteJournal:
             raise
         self._writer = self._journal.writer
         self._wal_bytes_due = _WAL_BYTES_MAX
+        self._unseen_bytes = 0  # of the log, at most: written since it was looked at
 
     def append(self, lsn: int, frame: bytes) -> None:
         with self._writing:
@@ -94,10 +99,9 @@ class SqliteJournal:
                 if is_full(error, self._writer) and not is_index_full(error):
                     raise DiskFull(f"{self._path}: {error}") from error
                 raise JournalFailed(f"{self._path}: {type(error).__name__}: {error}") from error
-            wal_bytes = self._journal.wal_bytes()
-            if wal_bytes > self._wal_bytes_due:
-                done = self._finish_checkpoint()
-                self._wal_bytes_due = _WAL_BYTES_MAX if done else wal_bytes + _WAL_BYTES_STEP
+            self._unseen_bytes += len(frame) + _COMMIT_BYTES
+            if self._unseen_bytes * _LOOKS > _WAL_BYTES_MAX:
+                self._look_at_log()
 
     def applied(self) -> tuple[int, int]:
         lsn, incarnation = self._index.applied()
@@ -173,6 +177,14 @@ class SqliteJournal:
         self._packs.database.close()
         self._journal.close()
         os.close(self._lock)
+
+    def _look_at_log(self) -> None:
+        """Start the WAL anew, if it has grown too long."""
+        self._unseen_bytes = 0
+        wal_bytes = self._journal.wal_bytes()
+        if wal_bytes > self._wal_bytes_due:
+            done = self._finish_checkpoint()
+            self._wal_bytes_due = _WAL_BYTES_MAX if done else wal_bytes + _WAL_BYTES_STEP
 
     def _finish_checkpoint(self) -> bool:
         """Start the WAL anew, unless readers are using it or there is no room; return whether it
