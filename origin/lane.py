@@ -314,12 +314,12 @@ class Connection(asyncio.Protocol):
         if not answer.keep_alive:
             self._closing = True
         match found:
-            case PlainAppend(path, asked):
-                self._append(answer, path, asked.with_body(body))
+            case PlainAppend():
+                self._append(answer, found.path, found.asked.with_body(body))
             case Plain():
                 self._read(answer, found)
-            case Refusal(error):
-                self._fill(answer, found.method, reply.refused(error))
+            case Refusal():
+                self._fill(answer, found.method, reply.refused(found.error))
 
     def _append(self, answer: _Answer, path: str, asked: Append) -> None:
         decided: Accepted | Unchanged | Exception

@@ -76,7 +76,8 @@ class Ledger:
         """
         incarnation = stream.state.incarnation
         # The first change of a commit knows where the tail was before it; later ones keep that.
-        self._moves.setdefault(incarnation, _Move(stream, before))
+        if incarnation not in self._moves:
+            self._moves[incarnation] = _Move(stream, before)
         self.note(stream)
         self._count(stream, counted)
 
