@@ -41,13 +41,14 @@ class Ledger:
         self,
         catalog: Catalog,
         reader: Reader,
-        publish: Publish,
+        publish: Publish | None,
         carried_bytes: int,
         found: Recovered,
     ) -> None:
         """Take over what recovery found.
 
         Args:
+            publish: announces to those elsewhere; None: there is nobody.
             carried_bytes: what a wake carries at most.
         """
         self._catalog = catalog
@@ -141,7 +142,8 @@ class Ledger:
             move.payload = payload if move.size <= self._carried_bytes else None
         self._frames.append((commit.lsn, payload_bytes))
         for move in moves.values():
-            self._announce(move)
+            if self._publish is not None:
+                self._publish(*_news(move))
             move.stream.waiters.wake()
         if len(self._dirty) >= _BATCH_STREAMS or len(self._deleted) >= _BATCH_DELETED:
             self.enough.set()
@@ -218,16 +220,17 @@ class Ledger:
             usage = self._usage[service] = Usage()
         usage.add(counted)
 
-    def _announce(self, move: _Move) -> None:
-        state = move.stream.durable
-        assert state is not None
-        wake = Wake(
-            state.incarnation,
-            state.offset_at(move.before).token(),
-            state.tail_offset().token(),
-            closed=state.closed,
-            deleted=state.deleted,
-            payload=move.payload,
-            trace=move.trace,
-        )
-        self._publish(state.path, wake)
+
+def _news(move: _Move) -> tuple[str, Wake]:
+    """Return which path moves, and what is to be told of it."""
+    state = move.stream.durable
+    assert state is not None
+    return state.path, Wake(
+        state.incarnation,
+        state.offset_at(move.before).token(),
+        state.tail_offset().token(),
+        closed=state.closed,
+        deleted=state.deleted,
+        payload=move.payload,
+        trace=move.trace,
+    )
