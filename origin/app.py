@@ -114,7 +114,8 @@ async def open_origin(
     reader = Reader(journal, catalog.recent_extents, settings.chunk_bytes)
     # What reads put into messages, a wake's bytes would lack.
     carried_bytes = 0 if settings.json_offsets else PAYLOAD_BYTES_MAX
-    ledger = Ledger(catalog, reader, publish, carried_bytes, found)
+    announce = publish if buses or purger is not None else None
+    ledger = Ledger(catalog, reader, announce, carried_bytes, found)
     committer = Committer(journal, clock, ledger.on_commit, on_failure)
     retention = Retention(settings.retention_age_s, settings.retention_bytes)
     parts = (catalog, committer, ledger, reader, clock, retention)

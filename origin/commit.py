@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Final
 
-from origin.frame import Appended, Created, Placement, Record, encode_frame
+from origin.frame import Placement, Record, encode_frame
 from origin.journal import DiskFull, Journal
 from shared import metrics
 from shared.clock import Clock
@@ -27,7 +27,7 @@ _QUEUE_BYTES_MAX: Final = 64 * 1024 * 1024
 _QUEUE_RECORDS_MAX: Final = 20_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Change:
     """One decided record, how to make it visible, and how to take it back."""
 
@@ -85,7 +85,7 @@ class Committer:
         self._clock = clock
         self._on_commit = on_commit
         self._fail_stop = fail_stop
-        self._queue: deque[tuple[Change, ...]] = deque()
+        self._queue: deque[tuple[int, tuple[Change, ...]]] = deque()  # with bytes of payload
         self._queue_bytes = 0
         self._submitted = self._landed_count = 0  # changes so far
         # Who waits for how many of them, in that order.
@@ -116,9 +116,12 @@ class Committer:
 
     def submit(self, *changes: Change) -> None:
         """Add one decision to the next frame: all of it, or none; `check_room` comes before."""
-        self._queue.append(changes)
+        size = 0
+        for change in changes:
+            size += len(change.record.payload)
+        self._queue.append((size, changes))
+        self._queue_bytes += size
         self._submitted += len(changes)
-        self._queue_bytes += _payload_bytes(changes)
         if not self._pump_due and self._flight is None:
             # Not at once: whatever else this turn of the loop decides joins the same frame.
             self._pump_due = True
@@ -190,14 +193,14 @@ class Committer:
         changes: list[Change] = []
         size = 0
         while self._queue:
-            group = self._queue[0]
-            group_bytes = _payload_bytes(group)
+            group_bytes, group = self._queue[0]
             if changes and (
                 size + group_bytes > _FRAME_BYTES_MAX
                 or len(changes) + len(group) > _FRAME_RECORDS_MAX
             ):
                 break
-            changes += self._queue.popleft()
+            self._queue.popleft()
+            changes += group
             size += group_bytes
         self._queue_bytes -= size
         return changes
@@ -244,7 +247,7 @@ class Committer:
     def _take_back(self, flight: _Flight) -> int:
         """Undo a frame that was not kept, and all that was decided since; return how many
         changes."""
-        undone = [*flight.changes, *(change for group in self._queue for change in group)]
+        undone = [*flight.changes, *(change for _, group in self._queue for change in group)]
         self._queue.clear()
         self._queue_bytes = 0
         self._landed_count = self._submitted
@@ -263,11 +266,3 @@ class Committer:
         self._waiters.clear()
         for settle in waiters:
             settle(Unavailable(reason))
-
-
-def _payload_bytes(changes: tuple[Change, ...]) -> int:
-    return sum(
-        len(change.record.payload)
-        for change in changes
-        if isinstance(change.record, Appended | Created)
-    )

@@ -18,7 +18,7 @@ class JournalFailed(Exception):
     """It is not known what is on disk. The process must stop; only recovery can tell."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Extent:
     """A stretch of one stream that lies contiguously in one frame, or in a pack of such stretches.
 

@@ -23,15 +23,20 @@ from shared.plain import Plain, PlainAppend, Refusal, is_partial, parse_head
 from shared.protocol import reply
 from shared.protocol.append import Accepted, Append, Unchanged
 from shared.protocol.caching import CachePolicy
-from shared.protocol.errors import Unavailable
+from shared.protocol.errors import RequestTimeout, Unavailable
 from shared.protocol.reply import Reply
 from shared.sockets import BACKLOG
 from shared.tasks import wait_while
 from shared.web import REST_S, Listener, failure
 
 _END: Final = b"\r\n\r\n"
-# Larger bodies cost aiohttp little by comparison, and are not held here before they are whole.
+# Any number of bodies up to this size may be here before they are whole, ...
 BODY_BYTES_MAX: Final = 64 * 1024
+# ... and larger ones while there are not too many of them: aiohttp takes each of their pieces
+# through a queue and a task, and adds as much as an append of 100 KB costs otherwise.
+_LARGE_BYTES_MAX: Final = 1024 * 1024
+_LARGE_BYTES_HELD: Final = 64 * 1024 * 1024  # of all together: as much as may wait for the disk
+_SILENCE_S: Final = 30.0  # a large body may take its time, but it has to go on, as with aiohttp
 # Answers that one connection may wait for: more than an edge has writers under way, and a client
 # that never reads costs a few 100 KB.
 _PIPELINED_MAX: Final = 1024
@@ -74,7 +79,8 @@ class Lane:
         self.committer = committer
         self.listener = listener
         self.prefix = prefix
-        self.body_bytes_max = min(body_bytes_max, BODY_BYTES_MAX)
+        self.held_bytes = 0  # of large bodies that were waited for, as their heads tell
+        self._body_bytes_max = min(body_bytes_max, _LARGE_BYTES_MAX)
         self.draining = False
         self._policy = policy
         self._clock = clock
@@ -102,6 +108,24 @@ class Lane:
 
     def left(self, connection: "Connection") -> None:
         self._open.discard(connection)
+
+    def takes(self, size: int, missing: int) -> bool:
+        """Tell whether a body is for the lane.
+
+        Args:
+            missing: bytes of it that have not come yet.
+        """
+        if size > self._body_bytes_max:
+            return False
+        if size <= BODY_BYTES_MAX:
+            return True
+        if missing and self.held_bytes + size > _LARGE_BYTES_HELD:
+            return False
+        try:
+            self.streams.check_room()
+        except Unavailable:
+            return False  # the handlers say so at once, before they take any more of it
+        return True
 
     def ready(self, connection: "Connection") -> None:
         """Send what a connection has to send once this turn's answers are all known."""
@@ -192,6 +216,9 @@ class Connection(asyncio.Protocol):
         "_closing",
         "_held",
         "_lane",
+        "_large",
+        "_missing",
+        "_more",
         "_partial",
         "_queued",
         "_reading",
@@ -205,6 +232,9 @@ class Connection(asyncio.Protocol):
         self._lane = lane
         self._transport: asyncio.Transport | None = None
         self._received = b""  # what no answer was begun for
+        self._missing = 0  # bytes, until the append is whole with which that begins, ...
+        self._more = bytearray()  # ... and what has come of them
+        self._large = 0  # bytes of its body, if that is large and was waited for
         self._answers: deque[_Answer] = deque()
         self._queued = False  # to be sent at the end of this turn
         self._reading = False  # a read that is not hot is under way: what follows it waits
@@ -225,10 +255,22 @@ class Connection(asyncio.Protocol):
         self._transport = None
         self._answers.clear()
         self._received = b""
+        self._more = bytearray()
+        self._let_go()
         self._lane.left(self)
 
     def data_received(self, data: bytes) -> None:
-        self._received = self._received + data if self._received else data
+        if self._missing:
+            # Into one buffer: to join what is there with each piece would copy all of it each time.
+            self._more += data
+            if len(self._more) < self._missing:
+                if self._large:
+                    self._since_s = asyncio.get_running_loop().time()
+                return
+            self._received += self._more
+            self._missing, self._more = 0, bytearray()
+        else:
+            self._received = self._received + data if self._received else data
         if not self._is_blocked():
             self._take()
 
@@ -259,7 +301,7 @@ class Connection(asyncio.Protocol):
         if self._transport is None or self._is_blocked():
             return
         self._transport.resume_reading()
-        if self._received:
+        if self._received and not self._missing:
             self._take()
 
     def _take(self) -> None:
@@ -274,8 +316,9 @@ class Connection(asyncio.Protocol):
                 end = len(data)  # no head of ours
             found = parse_head(data[at:end], lane.prefix)
             size = found.size if isinstance(found, PlainAppend | Refusal) else 0
+            missing = max(0, end + size - len(data))
             live = isinstance(found, Plain) and found.asked.live is not None
-            others = found is None or live or size > lane.body_bytes_max
+            others = found is None or live or not lane.takes(size, missing)
             if self._answers and (others or isinstance(found, Plain)):
                 self._held = True  # a read sees what was written before it, as does aiohttp's
                 self._is_blocked()
@@ -283,12 +326,28 @@ class Connection(asyncio.Protocol):
             if found is None or others:
                 self._hand_over(data[at:])
                 return
-            if len(data) < end + size:
+            if missing:
+                self._wait_for(missing, size)
                 break
             at = end + size
             self._answer(found, data[end:at])
+            if self._large:
+                self._let_go()
         self._received = data[at:]
         self._note_rest()
+
+    def _wait_for(self, missing: int, size: int) -> None:
+        """Look at nothing before the rest of a body is here."""
+        self._missing = missing
+        if size > BODY_BYTES_MAX:
+            self._large = size
+            self._lane.held_bytes += size
+            self._since_s = asyncio.get_running_loop().time()
+
+    def _let_go(self) -> None:
+        """Hold no large body any more: its append is decided, or never will be."""
+        self._lane.held_bytes -= self._large
+        self._large = 0
 
     def _note_rest(self) -> None:
         partial = bool(self._received)
@@ -301,6 +360,7 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         assert transport is not None
         self._transport = None
+        self._let_go()
         self._lane.left(self)
         connection = self._lane.listener.adopt(rest)
         transport.set_protocol(connection)
@@ -314,12 +374,12 @@ class Connection(asyncio.Protocol):
         if not answer.keep_alive:
             self._closing = True
         match found:
-            case PlainAppend(path, asked):
-                self._append(answer, path, asked.with_body(body))
+            case PlainAppend():
+                self._append(answer, found.path, found.asked.with_body(body))
             case Plain():
                 self._read(answer, found)
-            case Refusal(error):
-                self._fill(answer, found.method, reply.refused(error))
+            case Refusal():
+                self._fill(answer, found.method, reply.refused(found.error))
 
     def _append(self, answer: _Answer, path: str, asked: Append) -> None:
         decided: Accepted | Unchanged | Exception
@@ -392,16 +452,25 @@ class Connection(asyncio.Protocol):
 
     def expire(self, now_s: float, header_timeout_s: float, keepalive_timeout_s: float) -> None:
         """Close if the peer has sent nothing, or no whole request, for too long."""
-        transport = self._transport
-        if transport is None or self._answers:
+        if self._transport is None or self._answers:
             return
-        if self._partial and now_s - self._since_s > header_timeout_s:
-            outcome = reply.head_late(header_timeout_s)
-            metrics.count_requests("other", outcome.status)
-            transport.write(self._lane.encode(outcome, keep_alive=False))
-            transport.close()
-        elif not self._partial and now_s - self._since_s > keepalive_timeout_s:
-            transport.close()
+        waited_s = now_s - self._since_s
+        if self._large:
+            if waited_s > _SILENCE_S:
+                late = RequestTimeout(f"no more of the body within {_SILENCE_S:g} s")
+                self._give_up("POST", reply.refused(late))
+        elif self._partial:
+            if waited_s > header_timeout_s:
+                self._give_up("other", reply.head_late(header_timeout_s))
+        elif waited_s > keepalive_timeout_s:
+            self._transport.close()
+
+    def _give_up(self, method: str, outcome: Reply) -> None:
+        """Tell that what was begun has not come to its end in time, and close."""
+        assert self._transport is not None
+        metrics.count_requests(method, outcome.status)
+        self._transport.write(self._lane.encode(outcome, keep_alive=False))
+        self._transport.close()
 
     def close_if_idle(self) -> None:
         """End the connection if nothing of a request is here, and no answer is owed."""

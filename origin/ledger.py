@@ -19,6 +19,9 @@ _BATCH_STREAMS: Final = 2000
 # Each is one of a kind, so nothing is saved by waiting for more; and commits wait for the disk
 # while the index writes: 4 ms for so many that go, 20 ms for four times as many.
 _BATCH_DELETED: Final = 500
+# The journal empties its log behind each batch, beside commits. What is left of it when it is full,
+# a quarter at most, is copied while commits wait; and until then payloads stay in memory.
+_BATCH_BYTES: Final = 16 * 1024 * 1024
 
 Publish = Callable[[str, Wake], None]
 
@@ -41,13 +44,14 @@ class Ledger:
         self,
         catalog: Catalog,
         reader: Reader,
-        publish: Publish,
+        publish: Publish | None,
         carried_bytes: int,
         found: Recovered,
     ) -> None:
         """Take over what recovery found.
 
         Args:
+            publish: announces to those elsewhere; None: there is nobody.
             carried_bytes: what a wake carries at most.
         """
         self._catalog = catalog
@@ -61,6 +65,7 @@ class Ledger:
         self._looks: dict[int, int | None] = dict(found.looks)
         self._usage = found.usage
         self._frames = found.frames  # lsn, bytes of payload
+        self._new_bytes = 0  # of payload, since the last batch was taken
         self._applying: Batch | None = None
         self.lsn = found.lsn
         self.enough = asyncio.Event()  # set when there is a batch worth applying at once
@@ -76,7 +81,8 @@ class Ledger:
         """
         incarnation = stream.state.incarnation
         # The first change of a commit knows where the tail was before it; later ones keep that.
-        self._moves.setdefault(incarnation, _Move(stream, before))
+        if incarnation not in self._moves:
+            self._moves[incarnation] = _Move(stream, before)
         self.note(stream)
         self._count(stream, counted)
 
@@ -140,9 +146,15 @@ class Ledger:
             move.payload = payload if move.size <= self._carried_bytes else None
         self._frames.append((commit.lsn, payload_bytes))
         for move in moves.values():
-            self._announce(move)
+            if self._publish is not None:
+                self._publish(*_news(move))
             move.stream.waiters.wake()
-        if len(self._dirty) >= _BATCH_STREAMS or len(self._deleted) >= _BATCH_DELETED:
+        self._new_bytes += payload_bytes
+        if (
+            len(self._dirty) >= _BATCH_STREAMS
+            or len(self._deleted) >= _BATCH_DELETED
+            or self._new_bytes >= _BATCH_BYTES
+        ):
             self.enough.set()
 
     @property
@@ -153,6 +165,7 @@ class Ledger:
     def take_batch(self) -> Batch | None:
         """Return all that the index has to learn, or None; `applied` or `put_back` must follow."""
         self.enough.clear()
+        self._new_bytes = 0
         if not (self._dirty or self._deleted or self._frames):
             return None
         batch = Batch(self.lsn, self._catalog.next_incarnation)
@@ -217,16 +230,17 @@ class Ledger:
             usage = self._usage[service] = Usage()
         usage.add(counted)
 
-    def _announce(self, move: _Move) -> None:
-        state = move.stream.durable
-        assert state is not None
-        wake = Wake(
-            state.incarnation,
-            state.offset_at(move.before).token(),
-            state.tail_offset().token(),
-            closed=state.closed,
-            deleted=state.deleted,
-            payload=move.payload,
-            trace=move.trace,
-        )
-        self._publish(state.path, wake)
+
+def _news(move: _Move) -> tuple[str, Wake]:
+    """Return which path moves, and what is to be told of it."""
+    state = move.stream.durable
+    assert state is not None
+    return state.path, Wake(
+        state.incarnation,
+        state.offset_at(move.before).token(),
+        state.tail_offset().token(),
+        closed=state.closed,
+        deleted=state.deleted,
+        payload=move.payload,
+        trace=move.trace,
+    )

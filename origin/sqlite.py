@@ -39,6 +39,9 @@ from origin.usage import Usage
 _WAL_BYTES_MAX: Final = 64 * 1024 * 1024
 
 _WAL_BYTES_STEP: Final = 16 * 1024 * 1024  # where readers were in the way, it is tried again
+# A third less CPU for a commit of 400 KB than with pages of 4 KiB, which cost a system call each. A
+# small commit writes 16 KiB for 4, in the same time.
+_JOURNAL_PAGES: Final = f"PRAGMA page_size = 16384; {FRAMES_PAGES}"
 _RESTART_WAIT_MS: Final = 20
 _LOCK_WAIT_S: Final = 5.0  # a predecessor may still be draining
 
@@ -70,7 +73,7 @@ class SqliteJournal:
             _sync_what_is_there(folder)
             look = partial(check_log, self._path)
             self._journal = Database(
-                self._path, JOURNAL_SCHEMA, vfs=vfs, pages=FRAMES_PAGES, look=look
+                self._path, JOURNAL_SCHEMA, vfs=vfs, pages=_JOURNAL_PAGES, look=look
             )
             self._index = Index(folder / "index.db", vfs)
             packs = Database(folder / "packs.db", PACKS_SCHEMA, vfs=vfs, pages=PACKS_PAGES)
@@ -83,7 +86,12 @@ class SqliteJournal:
             os.close(self._lock)
             raise
         self._writer = self._journal.writer
+        self._page_bytes: int = one(self._writer, "PRAGMA page_size")[0]
+        # Of the WAL, at most: SQLite starts it anew by itself, if it can, behind the applier.
+        self._wal_bytes = self._journal.wal_bytes()
         self._wal_bytes_due = _WAL_BYTES_MAX
+        # It keeps its blocks, but for those that it took while readers were in the way.
+        self._writer.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES_MAX + _WAL_BYTES_STEP}")
 
     def append(self, lsn: int, frame: bytes) -> None:
         with self._writing:
@@ -94,10 +102,12 @@ class SqliteJournal:
                 if is_full(error, self._writer) and not is_index_full(error):
                     raise DiskFull(f"{self._path}: {error}") from error
                 raise JournalFailed(f"{self._path}: {type(error).__name__}: {error}") from error
-            wal_bytes = self._journal.wal_bytes()
-            if wal_bytes > self._wal_bytes_due:
-                done = self._finish_checkpoint()
-                self._wal_bytes_due = _WAL_BYTES_MAX if done else wal_bytes + _WAL_BYTES_STEP
+            # Told by SQLite's own count. To ask for the file's size would let go of the
+            # interpreter, and wait for the next turn beside a busy event loop.
+            pages, _ = self._writer.status(apsw.SQLITE_DBSTATUS_CACHE_WRITE, True)
+            self._wal_bytes += pages * self._page_bytes
+            if self._wal_bytes > self._wal_bytes_due:
+                self._finish_checkpoint()
 
     def applied(self) -> tuple[int, int]:
         lsn, incarnation = self._index.applied()
@@ -174,25 +184,27 @@ class SqliteJournal:
         self._journal.close()
         os.close(self._lock)
 
-    def _finish_checkpoint(self) -> bool:
-        """Start the WAL anew, unless readers are using it or there is no room; return whether it
-        was.
+    def _finish_checkpoint(self) -> None:
+        """Start the WAL anew, unless readers are using it or there is no room.
 
         Raises:
             JournalFailed: anything else went wrong. The commit before it is on disk all the same.
         """
         self._writer.set_busy_timeout(_RESTART_WAIT_MS)  # commits wait meanwhile
         try:
-            checkpoint(self._writer, "TRUNCATE")
+            # TRUNCATE would give back blocks that the next commits must get anew: a third more CPU.
+            done = not one(self._writer, "PRAGMA wal_checkpoint(RESTART)")[0]
         except apsw.BusyError:
-            return False
+            done = False
         except apsw.Error as error:
             if not is_full(error, self._writer):
                 raise JournalFailed(f"{self._path}: {error}") from error
-            return False
+            done = False
         finally:
             self._writer.set_busy_timeout(BUSY_MS)
-        return self._journal.wal_bytes() == 0
+        if done:
+            self._wal_bytes = 0
+        self._wal_bytes_due = _WAL_BYTES_MAX if done else self._wal_bytes + _WAL_BYTES_STEP
 
 
 def check_log(path: Path, connection: apsw.Connection) -> None:

@@ -186,7 +186,7 @@ def forwarded_scheme(told: str) -> str:
 def _is_counted(head: bytes) -> bool:
     """Tell whether it is different in every append, as a producer's is, or that of who traces: no
     such head is kept."""
-    return b"-Seq:" in head or b"-seq:" in head or b"traceparent:" in head
+    return b"eq:" in head or b"traceparent:" in head
 
 
 def _pass(head: bytes, prefix: str) -> Passable | None:

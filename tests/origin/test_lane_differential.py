@@ -6,7 +6,8 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 
@@ -46,9 +47,11 @@ class Served:
 
 
 @asynccontextmanager
-async def served(*, lane: bool) -> AsyncIterator[Served]:
-    """Serve an origin in memory through its lane, or past it."""
-    async with open_origin(Settings(), MemoryJournal(), [], SameDay()) as origin:
+async def served(*, lane: bool, **changes: Any) -> AsyncIterator[Served]:
+    """Serve an origin in memory through its lane, or past it, with settings other than the usual
+    ones."""
+    settings = replace(Settings(), **changes)
+    async with open_origin(settings, MemoryJournal(), [], SameDay()) as origin:
         if lane:
             sock = listen_tcp("127.0.0.1", 0)
             await origin.lane.listen(sock)

@@ -320,6 +320,19 @@ async def test_one_wake_for_each_stream_that_a_commit_moves() -> None:
         assert sorted(told[1:]) == [("a", 2, 7, b"22333"), ("b", 0, 1, b"x")]
 
 
+async def test_much_data_does_not_wait_to_be_indexed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("origin.ledger._BATCH_BYTES", 10)
+    async with wired(FailingJournal()) as origin:
+        await origin.create("s")
+        for _ in range(2):
+            await origin.append("s", b"x" * 9)
+            assert not origin.ledger.enough.is_set()
+            await origin.append("s", b"x")
+            assert origin.ledger.enough.is_set()
+            origin.index()
+            assert not origin.ledger.enough.is_set()
+
+
 @pytest.mark.parametrize(("size", "carried"), [(4096, True), (4097, False), (300_000, False)])
 async def test_wake_carries_little_data_only(size: int, carried: bool) -> None:
     async with wired(FailingJournal()) as origin:

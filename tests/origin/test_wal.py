@@ -15,10 +15,10 @@ from origin.journal import Batch
 from origin.sqlite import SqliteJournal
 from origin.wal import check
 
-HEADER, HEAD, PAGE = 32, 24, 4096
+HEADER, HEAD, PAGE = 32, 24, 16384
 STRIDE = HEAD + PAGE
 # Small ones share a page, so that a commit is one frame of the log; large ones take several.
-SIZES = [60, 60, 9000, 60, 60, 20_000, 60, 60]
+SIZES = [60, 60, 36_000, 60, 60, 80_000, 60, 60]
 
 
 @dataclass(frozen=True)
