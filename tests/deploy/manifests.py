@@ -14,6 +14,7 @@ import yaml
 
 from edge import lane, lines, outbox, recent, writes
 from origin import commit, hot, reader
+from origin import lane as origin_lane
 from shared import config, descriptors, plain, web
 from shared.config import Settings, fields_of, load, variable
 from tests.service import ROOT
@@ -29,7 +30,12 @@ OF_EDGES = (
     lane._UPLOADS_MAX * (writes.BODY_BYTES_MAX + plain.HEAD_BYTES_MAX),
     lines._LINES * lines._BYTES_MAX,
 )
-OF_ORIGINS = (commit._QUEUE_BYTES_MAX, hot._BYTES_MAX, reader._RECENT_BYTES_MAX)
+OF_ORIGINS = (
+    commit._QUEUE_BYTES_MAX,
+    hot._BYTES_MAX,
+    reader._RECENT_BYTES_MAX,
+    origin_lane._LARGE_BYTES_HELD,
+)
 SOCKET_BYTES = 4096  # of the kernel
 READER_BYTES = 200
 STREAM_BYTES = 2048
