@@ -17,7 +17,7 @@ from xml.sax.saxutils import escape
 _DELIVERY: Final = "DELIVERY"  # as tally.py names it; importing locust would patch this process
 _WIDTH: Final = 760
 _HEIGHT: Final = 360
-_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 20, 40, 50
+_LEFT, _RIGHT, _TOP, _BOTTOM = 80, 20, 40, 50
 _LINE: Final = 18  # of the legend
 _COLOURS: Final = ("#0b6e4f", "#c84630", "#3d5a80", "#e0a030", "#7a4988", "#555555")
 _FONT: Final = "DejaVu Sans"  # where a PNG is drawn; in an SVG, whatever the reader has
