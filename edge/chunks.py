@@ -47,14 +47,14 @@ class Chunks:
             self._kept.move_to_end((path, offset))
         return kept
 
-    def confirmed_s(self, path: str, offset: str) -> float:
-        """Return when the upstream last said that what is kept at an offset stands: of itself, or
-        of what comes before it in the same life."""
-        stream, kept = self._streams[path], self._kept[path, offset]
-        life, first = life_of(offset), stream.first
+    def life_confirmed_s(self, path: str, offset: str) -> float:
+        """Return when the upstream last said, by what comes before it in the same life, that what
+        is kept at an offset stands; long ago, if it never did."""
+        stream, life = self._streams[path], life_of(offset)
+        first = stream.first
         if life is None or first is None or not first.startswith(life) or offset < first:
-            return kept.confirmed_s
-        return max(kept.confirmed_s, stream.confirmed_s)
+            return float("-inf")
+        return stream.confirmed_s
 
     def confirm(self, path: str, first: str, confirmed_s: float) -> None:
         """Note that a life of a stream was there, from an offset on: it only goes away as a whole,

@@ -130,8 +130,10 @@ class EdgeSource:
         kept = self._chunks.get(path, offset)
         if kept is None:
             return None
-        age_s = self._clock.monotonic_s() - self._chunks.confirmed_s(path, offset)
-        return kept.chunk if age_s < _UNWATCHED_S else None
+        since_s = self._clock.monotonic_s() - _UNWATCHED_S
+        # Its own word first: most reads of a hot chunk need no other.
+        fresh = kept.confirmed_s > since_s or self._chunks.life_confirmed_s(path, offset) > since_s
+        return kept.chunk if fresh else None
 
     def _refused(self, path: str, offset: str, error: Refused) -> None:
         if error.status == 404:  # other refusals are of one request, and easily provoked

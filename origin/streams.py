@@ -299,7 +299,7 @@ class Streams:
         def done() -> None:
             self._ledger.move(stream, before.tail, on_append(len(outcome.stored)))
             stream.durable = after
-            if after.retention.bytes is not None and retention.is_over(after.retention, after.kept):
+            if retention.is_over(after.retention, after.kept):
                 self._ledger.look_at(stream, 0)
             if key is not None and outcome.producer is not None:
                 stream.dirty_producers[key.producer_id] = outcome.producer

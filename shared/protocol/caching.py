@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from shared.protocol.expiry import Expiry
-from shared.protocol.offset import DIGITS
+from shared.protocol.offset import TOKEN
 
 NO_STORE = "no-store"
 # A tag may hold a comma, so a list is no matter of splitting at commas.
 _ENTITY_TAG = re.compile(r'(?:^|,)[ \t]*(?:W/)?("[^"]*")(?=[ \t]*(?:,|$))')
 
-_TOKEN = rf"[0-9]{{{DIGITS}}}_[0-9]{{{DIGITS}}}"
-_OURS = re.compile(rf'"({_TOKEN}):{_TOKEN}(?::[ct])?"', re.ASCII)
+_OURS = re.compile(rf'"({TOKEN}):{TOKEN}(?::[ct])?"', re.ASCII)
 
 
 class Kind(Enum):
