@@ -14,6 +14,7 @@ from typing import Self
 import aiohttp
 from yarl import URL
 
+from deploy.client.connections import Connector
 from deploy.client.failures import ClientFailure, Refused, Unavailable
 from deploy.client.refusals import failure_from, failure_of
 from deploy.client.retry import Outage, Timing
@@ -81,9 +82,9 @@ class Wire:
         self._notice = notice
 
     async def __aenter__(self) -> Self:
-        self._kept = self._session(aiohttp.TCPConnector())
         # What must not be sent twice does not go where the server may just be hanging up.
-        self._fresh = self._session(aiohttp.TCPConnector(force_close=True))
+        self._connectors = Connector(), Connector(force_close=True)
+        self._kept, self._fresh = map(self._session, self._connectors)
         return self
 
     async def __aexit__(
@@ -92,10 +93,12 @@ class Wire:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        for connector in self._connectors:
+            connector.abort()  # all that was asked for is done, or given up
         await self._kept.close()
         await self._fresh.close()
 
-    def _session(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+    def _session(self, connector: Connector) -> aiohttp.ClientSession:
         headers = {"User-Agent": "headwater"}
         if self._token is not None:
             headers["Authorization"] = f"Bearer {self._token}"
