@@ -25,8 +25,9 @@ up: $(VENV)/.runtime
 
 setup: $(VENV)/.dev
 
+# The tests start hundreds of processes: bytecode is kept, so that each needn't compile everything.
 test: lint types
-	@$(BIN)/python -m pytest -n 4 --maxschedchunk 1
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 4 --maxschedchunk 1
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .

@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults.kills import kill_at_any_moment
 
-KILLS = 51
+KILLS = 17
 
 
 @pytest.mark.timeout(120)
