@@ -16,13 +16,14 @@ from typing import Any, Final, cast
 
 import apsw
 
-from origin.cleaner import PACKS_SCHEMA, Store
+from origin.cleaner import PACKS_SCHEMA
 from origin.database import Database, is_summed, told, wrong_pages
 from origin.frame import CorruptLog, decode_frame
 from origin.index import EXTENT, Index, extent_of
 from origin.journal import Batch, DiskFull, Extent, Journal, Stored
 from origin.recover import recover
 from origin.sqlite import FILES, JOURNAL_SCHEMA, check_log, lock_folder
+from origin.store import Store
 from origin.usage import Usage, service_of
 from shared.protocol.stream import StreamState
 

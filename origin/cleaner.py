@@ -2,9 +2,8 @@
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from threading import Lock
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import apsw
@@ -12,10 +11,11 @@ import orjson
 
 from origin import compact
 from origin.compact import Joined, Pack, Part
-from origin.database import Database, empty_log, is_full, one, reading
+from origin.database import one, reading
 from origin.frame import CorruptLog
 from origin.index import EXTENT, PUT_EXTENTS, Index, extent_of, extent_row
 from origin.journal import DiskFull, JournalFailed
+from origin.store import Store
 
 _log = logging.getLogger(__name__)
 
@@ -34,104 +34,6 @@ _FIRST_S: Final = 10.0
 # What one transaction removes: commits wait for it, about 5 ms.
 _REMOVE_BYTES: Final = 4 * 1024 * 1024
 _REMOVE_ROWS: Final = 256
-# Free pages are used again; more of them than this, and than a quarter of the file, go back.
-_FREE_BYTES: Final = 64 * 1024 * 1024
-_VACUUM_BYTES: Final = 4 * 1024 * 1024
-
-
-class Store:
-    """A database of blobs, by number, and what its writer must hold."""
-
-    def __init__(self, database: Database, table: str, key: str, lock: Lock) -> None:
-        self.database = database
-        self._table = table
-        self._key = key
-        self._body = "body"
-        self._lock = lock
-
-    @property
-    def name(self) -> str:
-        """What errors call it."""
-        return str(self.database.path)
-
-    def read(self, places: Iterable[tuple[int, int, int]]) -> list[bytes]:
-        """Return the bytes at (number, at, size) each; the same number again and again is cheap.
-
-        Raises:
-            CorruptLog: a row is not there, or shorter.
-        """
-        reader = self.database.reader()
-        found: list[bytes] = []
-        blob: apsw.Blob | None = None
-        opened = number = -1
-        try:
-            for number, at, size in places:
-                if blob is None:
-                    blob = reader.blob_open("main", self._table, self._body, number, False)
-                elif number != opened:
-                    blob.reopen(number)
-                opened = number
-                blob.seek(at)
-                piece = blob.read(size)
-                if len(piece) != size:
-                    raise CorruptLog(
-                        f"{self.name}: {self._table} {number} ends before byte {at + size}"
-                    )
-                found.append(piece)
-        except (apsw.Error, ValueError) as error:  # ValueError: seek past the end
-            raise CorruptLog(f"{self.name}: {self._table} {number}: {error}") from error
-        finally:
-            if blob is not None:
-                blob.close(True)
-        return found
-
-    def put(self, rows: Sequence[tuple[int, bytes]]) -> None:
-        """Write rows, durably; one that is there already was named by nobody."""
-        with self._writing() as writer:
-            for row in rows:
-                writer.execute(f"INSERT OR REPLACE INTO {self._table} VALUES (?, ?)", row)
-        with self._lock:
-            empty_log(self.database.writer)
-
-    def remove(self, numbers: Sequence[int]) -> None:
-        """Remove rows; those that are not there were removed before."""
-        with self._writing() as writer:
-            writer.execute(
-                f"DELETE FROM {self._table} WHERE {self._key} IN (SELECT value FROM json_each(?))",
-                (orjson.dumps(numbers).decode(),),
-            )
-
-    def remove_from(self, number: int) -> None:
-        """Remove the rows from a number on."""
-        with self._writing() as writer:
-            writer.execute(f"DELETE FROM {self._table} WHERE {self._key} >= ?", (number,))
-
-    def give_back(self) -> bool:
-        """Return some free pages to the file system; return whether there were so many."""
-        reader = self.database.reader()
-        page_bytes, free, pages = (
-            one(reader, f"PRAGMA {name}")[0]
-            for name in ("page_size", "freelist_count", "page_count")
-        )
-        if free * page_bytes < _FREE_BYTES or free * 4 < pages:
-            return False
-        if not one(reader, "PRAGMA auto_vacuum")[0]:
-            return False  # an older file, whose free pages are only used again
-        with self._writing() as writer:
-            for _ in writer.execute(f"PRAGMA incremental_vacuum({_VACUUM_BYTES // page_bytes})"):
-                pass
-        return True
-
-    @contextmanager
-    def _writing(self) -> Iterator[apsw.Connection]:
-        writer = self.database.writer
-        try:
-            with self._lock, writer:
-                yield writer
-        except apsw.Error as error:
-            if is_full(error, writer):
-                raise DiskFull(f"{self.name}: {error}") from error
-            raise JournalFailed(f"{self.name}: {type(error).__name__}: {error}") from error
 
 
 class Cleaner:

@@ -19,7 +19,7 @@ from typing import Final
 import apsw
 
 from origin import wal
-from origin.cleaner import FRAMES_PAGES, PACKS_PAGES, PACKS_SCHEMA, Cleaner, Store
+from origin.cleaner import FRAMES_PAGES, PACKS_PAGES, PACKS_SCHEMA, Cleaner
 from origin.database import (
     BUSY_MS,
     Database,
@@ -33,6 +33,7 @@ from origin.database import (
 from origin.frame import CorruptLog
 from origin.index import Index
 from origin.journal import Batch, Deadline, DiskFull, Extent, JournalFailed, Overdue, Stored
+from origin.store import Store
 from origin.usage import Usage
 
 # Past this the commit thread itself finishes the checkpoint; behind it, the applier keeps up alone.

@@ -11,7 +11,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from origin import cleaner, compact
+from origin import cleaner, compact, store
 from origin.compact import EXTENT_BYTES_MAX, Joined, Part, join
 from origin.frame import CorruptLog
 from origin.journal import DiskFull, Extent, JournalFailed
@@ -338,7 +338,7 @@ async def test_damaged_bytes_stay_where_they_are_and_are_never_served(tmp_path: 
 async def test_space_of_deleted_streams_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cleaner, "_FREE_BYTES", 0)
+    monkeypatch.setattr(store, "_FREE_BYTES", 0)
     journal = SqliteJournal(tmp_path)
     async with wired(journal) as origin:
         for number in range(20):
