@@ -150,7 +150,9 @@ async def open_origin(
         stack.push_async_callback(indexer.apply)
         stack.push_async_callback(committer.close)
         compactor = Compactor(journal, on_failure)
-        stack.push_async_callback(compactor.finish)
+        trimmer = Trimmer(catalog, streams, ledger, journal, clock)
+        for work in (compactor, trimmer):
+            stack.push_async_callback(work.finish)
         if settings.registry:
             await streams.open_registry()
         bodies = Bodies(settings.body_bytes_max)
@@ -171,7 +173,6 @@ async def open_origin(
             header_timeout_s=settings.header_timeout_s,
             keepalive_timeout_s=settings.keepalive_timeout_s,
         )
-        trimmer = Trimmer(catalog, streams, ledger, journal, clock)
         upkeep = (indexer.keep(), compactor.keep(), trimmer.keep(), reap(catalog, streams))
         kept = [or_stop(work, on_failure) for work in upkeep]
         if purger is not None:

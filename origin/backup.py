@@ -4,9 +4,11 @@ The three databases are looked at in the order in which one may lack what anothe
 then packs, then index. The index is the newest look, so what it names is in the other two, unless
 it is newer than they are by a commit or a pack; then all are looked at again. From then on each
 look stays as it was, however long the copy takes: the origin goes on, its logs grow meanwhile.
+Frames in files of their own never change; none is removed while they are copied.
 """
 
 import os
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -18,6 +20,7 @@ import apsw
 
 from origin.database import BUSY_MS, one
 from origin.frame import CorruptLog
+from origin.large import FOLDER, LARGE_ROWS, kept
 from origin.sqlite import FILES
 
 _LOOKS: Final = 200
@@ -49,8 +52,11 @@ def backup(folder: Path, target: Path, progress: Progress = lambda name, done, p
         if any(target.iterdir()):
             raise BackupFailed(f"{target} is not empty")
         with ExitStack() as stack:
-            for name, source in zip(FILES, _look(folder, stack), strict=True):
+            stack.enter_context(kept(folder))
+            sources = _look(folder, stack)
+            for name, source in zip(FILES, sources, strict=True):
                 _copy(source, target / f"{name}.part", partial(progress, name))
+            _copy_frames(sources[0], folder / FOLDER, target / FOLDER)
         for name in FILES:
             (target / f"{name}.part").rename(target / name)
         _sync(target)
@@ -97,6 +103,19 @@ def _copy(source: apsw.Connection, path: Path, progress: Callable[[int, int], No
     for leftover in (f"{path}-wal", f"{path}-shm"):
         Path(leftover).unlink(missing_ok=True)
     _sync(path)
+
+
+def _copy_frames(journal: apsw.Connection, folder: Path, target: Path) -> None:
+    """Copy the files that a look at the journal names."""
+    target.mkdir()
+    for (lsn,) in journal.execute(LARGE_ROWS):
+        source, path = folder / str(lsn), target / str(lsn)
+        try:
+            shutil.copyfile(source, path)
+        except FileNotFoundError as error:
+            raise BackupFailed(f"{source}: {error.strerror}") from error
+        _sync(path)
+    _sync(target)
 
 
 def _sync(path: Path) -> None:

@@ -21,9 +21,10 @@ from origin.database import Database, is_summed, told, wrong_pages
 from origin.frame import CorruptLog, decode_frame
 from origin.index import EXTENT, Index, extent_of
 from origin.journal import Batch, DiskFull, Extent, Journal, Stored
+from origin.large import LargeFrames
 from origin.recover import recover
 from origin.sqlite import FILES, JOURNAL_SCHEMA, check_log, lock_folder
-from origin.store import Store
+from origin.store import Frames, Store
 from origin.usage import Usage, service_of
 from shared.protocol.stream import StreamState
 
@@ -98,7 +99,8 @@ class _Folder:
 
     def __init__(self, journal: Database, packs: Database, index: Index) -> None:
         self._journal = journal
-        self._packs = packs
+        self._frames = Frames(journal, LargeFrames(journal.path.parent), index.writing)
+        self._packs = Store(packs, "pack", "number", index.writing)
         self._index = index
         self._applied, self._next_incarnation = index.applied()
         self._counts: dict[str, Usage] = {}
@@ -107,7 +109,7 @@ class _Folder:
 
     def faults(self) -> Iterator[str]:
         """Yield all of them."""
-        yield from self._frames()
+        yield from self._each_frame()
         yield from self._bytes()
         yield from self._blobs()
         yield from self._streams()
@@ -115,14 +117,14 @@ class _Folder:
         yield from self._usage()
         yield from self._replay()
 
-    def _frames(self) -> Iterator[str]:
+    def _each_frame(self) -> Iterator[str]:
         """Look at each frame by itself, and for gaps among those that the index lacks."""
         name, expected = self._journal.path, self._applied + 1
         last = 0
         for lsn, body in self._journal.writer.execute("SELECT lsn, body FROM frame ORDER BY lsn"):
             last = lsn
             try:
-                frame = decode_frame(body, f"{name}: frame {lsn}")
+                frame = decode_frame(self._frames.full(lsn, body), f"{name}: frame {lsn}")
             except CorruptLog as error:
                 yield str(error)
             else:
@@ -137,8 +139,6 @@ class _Folder:
 
     def _bytes(self) -> Iterator[str]:
         """Read what every extent names."""
-        frames = Store(self._journal, "frame", "lsn", self._index.writing)
-        packs = Store(self._packs, "pack", "number", self._index.writing)
         rows = self._rows(f"SELECT incarnation, size, {EXTENT} FROM extent ORDER BY lsn, at")
         for incarnation, size, *columns in rows:
             extent = extent_of(columns)
@@ -146,7 +146,7 @@ class _Folder:
             if extent.end - extent.start != size or min(extent.sizes, default=0) < 1:
                 yield f"{where}: sizes of appends do not add up to {size}"
                 continue
-            store = frames if extent.lsn > 0 else packs
+            store = self._frames if extent.lsn > 0 else self._packs
             try:
                 (data,) = store.read([(abs(extent.lsn), extent.at, size)])
             except CorruptLog as error:
@@ -236,7 +236,7 @@ class _Folder:
     def _replay(self) -> Iterator[str]:
         """Replay what the index lacks, as a start would."""
         try:
-            recover(cast("Journal", _Look(self._journal, self._index)), str(self._journal.path))
+            recover(cast("Journal", _Look(self._frames, self._index)), str(self._journal.path))
         except CorruptLog as error:
             yield str(error)
 
@@ -250,8 +250,8 @@ class _Folder:
 class _Look:
     """As much of a journal as recovery asks, and no writes."""
 
-    def __init__(self, journal: Database, index: Index) -> None:
-        self._journal = journal
+    def __init__(self, frames: Frames, index: Index) -> None:
+        self._frames = frames
         self._index = index
 
     def applied(self) -> tuple[int, int]:
@@ -261,9 +261,10 @@ class _Look:
         return self._index.load(incarnation)
 
     def frames(self, after: int) -> Iterator[tuple[int, bytes]]:
-        yield from self._journal.writer.execute(
+        for lsn, body in self._frames.database.writer.execute(
             "SELECT lsn, body FROM frame WHERE lsn > ? ORDER BY lsn", (after,)
-        )
+        ):
+            yield lsn, self._frames.full(lsn, body)
 
     def apply(self, batch: Batch) -> None:
         raise DiskFull("nothing is written")

@@ -15,7 +15,7 @@ from origin.database import one, reading
 from origin.frame import CorruptLog
 from origin.index import EXTENT, PUT_EXTENTS, Index, extent_of, extent_row
 from origin.journal import DiskFull, JournalFailed
-from origin.store import Store
+from origin.store import Frames, Store
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ _REMOVE_ROWS: Final = 256
 class Cleaner:
     """Compacts one data folder; called by one thread at a time."""
 
-    def __init__(self, index: Index, frames: Store, packs: Store) -> None:
+    def __init__(self, index: Index, frames: Frames, packs: Store) -> None:
         """Prepare; removes packs that were written and not named, when a crash came in between."""
         self._index = index
         self._frames = frames
@@ -56,6 +56,7 @@ class Cleaner:
         try:
             more = self._sweep()
             more = self._copy() or more
+            more = self._frames.tidy() or more
             return self._give_back() or more
         except apsw.Error as error:
             raise self._index.failure(error) from error

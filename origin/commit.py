@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Final
 
-from origin.frame import Placement, Record, encode_frame
+from origin.frame import Encoded, Record, encode_frame
 from origin.journal import DiskFull, Journal
 from shared import metrics
 from shared.clock import Clock
@@ -25,6 +25,7 @@ _FRAME_RECORDS_MAX: Final = 4096
 # speed.
 _QUEUE_BYTES_MAX: Final = 64 * 1024 * 1024
 _QUEUE_RECORDS_MAX: Final = 20_000
+_SAY_FULL_EVERY_S: Final = 10.0  # writers may try a thousand times a second
 
 
 @dataclass(slots=True)
@@ -42,12 +43,7 @@ class Commit:
 
     lsn: int
     at_ms: int  # when it was made, Unix milliseconds
-    frame: bytes
-    placements: Sequence[Placement]
-
-    def payload(self, placement: Placement) -> bytes:
-        """Return what it added to one stream."""
-        return self.frame[placement.at : placement.at + sum(placement.sizes)]
+    frame: Encoded
 
 
 @dataclass(slots=True)
@@ -56,9 +52,8 @@ class _Flight:
 
     lsn: int
     at_ms: int
-    frame: bytes
+    frame: Encoded
     changes: list[Change]
-    placements: list[Placement]
 
 
 class Committer:
@@ -94,7 +89,9 @@ class Committer:
         self._next_lsn = 1
         self._pump_due = False
         self._failed = False
-        self._jobs: SimpleQueue[tuple[int, bytes] | None] = SimpleQueue()
+        self._undone = 0  # changes, for a full disk, since the log said so
+        self._say_full_s = 0.0  # not before
+        self._jobs: SimpleQueue[tuple[int, Sequence[bytes]] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="commit", daemon=True)
 
     def start(self, next_lsn: int) -> None:
@@ -180,13 +177,13 @@ class Committer:
         at_ms = self._clock.now_ms()
         try:
             records = [change.record for change in changes]
-            frame, placements = encode_frame(self._next_lsn, at_ms, records)
+            frame = encode_frame(self._next_lsn, at_ms, records)
         except BaseException as error:
             self._fail(error)
             return
-        self._flight = _Flight(self._next_lsn, at_ms, frame, changes, placements)
+        self._flight = _Flight(self._next_lsn, at_ms, frame, changes)
         metrics.COMMIT_RECORDS.observe(len(records))
-        self._jobs.put((self._next_lsn, frame))
+        self._jobs.put((self._next_lsn, frame.pieces))
 
     def _take(self) -> list[Change]:
         """Take as many whole decisions as a frame holds; a single larger one comes alone."""
@@ -220,11 +217,11 @@ class Committer:
         flight, self._flight = self._flight, None
         assert flight is not None
         if error is not None:
-            undone = self._take_back(flight)
+            self._undone += self._take_back(flight)
             if not isinstance(error, DiskFull):
                 self._fail(error)
                 return
-            _log.error("disk full: undone=%d error=%s", undone, error)
+            self._log_full(error)
             self._refuse("the disk is full")
         else:
             try:
@@ -236,13 +233,20 @@ class Committer:
         self._next_lsn = flight.lsn + 1
         for change in flight.changes:
             change.done()
-        self._on_commit(Commit(flight.lsn, flight.at_ms, flight.frame, flight.placements))
+        self._on_commit(Commit(flight.lsn, flight.at_ms, flight.frame))
         metrics.COMMITTED.inc(len(flight.changes))
-        metrics.COMMITTED_BYTES.inc(len(flight.frame))
+        metrics.COMMITTED_BYTES.inc(flight.frame.size)
         self._pump()
         self._landed_count += len(flight.changes)
         while self._waiters and self._waiters[0][0] <= self._landed_count:
             self._waiters.popleft()[1](None)
+
+    def _log_full(self, error: DiskFull) -> None:
+        now_s = self._loop.time()
+        if now_s >= self._say_full_s:
+            self._say_full_s = now_s + _SAY_FULL_EVERY_S
+            _log.error("disk full: undone=%d error=%s", self._undone, error)
+            self._undone = 0
 
     def _take_back(self, flight: _Flight) -> int:
         """Undo a frame that was not kept, and all that was decided since; return how many

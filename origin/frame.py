@@ -6,8 +6,10 @@ extent:
 
     magic(4) crc32(4) lsn(8) table_bytes(4) | table: JSON | payloads
 
-The checksum covers all that follows it. What must not be separated (data, producer state,
-Stream-Seq and closure of one append) is one record.
+The checksum covers what follows it up to the payloads; those have checksums in the table, which
+extents take over: no byte is summed twice. In frames of an earlier version, "HWF1", it covered all
+that follows, and the table had none. What must not be separated (data, producer state, Stream-Seq
+and closure of one append) is one record.
 """
 
 import dataclasses
@@ -24,12 +26,16 @@ from shared.protocol.producer import ProducerKey
 from shared.protocol.retention import Retention
 from shared.protocol.stream import Ancestor, ForkPoint, StreamState
 
-_MAGIC: Final = b"HWF1"
+_MAGIC: Final = b"HWF2"
+_MAGIC_1: Final = b"HWF1"
 _HEAD: Final = struct.Struct(">4sIQI")
 _CRC_FROM: Final = 8  # the checksum covers everything after itself
 _WITH_DATA: Final = ("a", "c")
 # A read fetches and verifies whole extents: a chunk costs at most one of them more than it returns.
 _EXTENT_BYTES_MAX: Final = 256 * 1024
+HEAD_BYTES: Final = _HEAD.size
+# From here on a frame is written in pieces, to a file of its own (origin/large.py says why here).
+LARGE_BYTES: Final = 256 * 1024
 
 
 class CorruptLog(Exception):
@@ -87,6 +93,20 @@ class Placement:
     crc: int
 
 
+@dataclass(slots=True)
+class Encoded:
+    """A frame as it is to be written."""
+
+    pieces: Sequence[bytes]  # one after another; a single one, unless it is large
+    payloads: Sequence[bytes]  # of its placements, in their order
+    placements: Sequence[Placement]
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        return sum(map(len, self.pieces))
+
+
 @dataclass(frozen=True, slots=True)
 class Frame:
     """A decoded frame."""
@@ -97,7 +117,7 @@ class Frame:
     placements: Sequence[Placement]
 
 
-def encode_frame(lsn: int, at_ms: int, records: Iterable[Record]) -> tuple[bytes, list[Placement]]:
+def encode_frame(lsn: int, at_ms: int, records: Iterable[Record]) -> Encoded:
     """Return the bytes of one commit, and where they hold what.
 
     Args:
@@ -126,22 +146,27 @@ def encode_frame(lsn: int, at_ms: int, records: Iterable[Record]) -> tuple[bytes
                 rows.append(("t", incarnation, record.low))
         if payload:
             payloads.setdefault(incarnation, []).append(payload)
-    table = orjson.dumps((at_ms, rows))
-    at = _HEAD.size + len(table)
-    parts = [table]
-    placements = []
+    groups: list[tuple[int, tuple[int, ...]]] = []  # of which stream, and sizes
+    parts: list[bytes] = []
+    crcs: list[int] = []
     for incarnation, pieces in payloads.items():
         first = 0
-        for group in _groups([len(piece) for piece in pieces]):
-            data = b"".join(pieces[first : first + len(group)])
-            placements.append(Placement(incarnation, at, group, zlib.crc32(data)))
+        for sizes in _groups([len(piece) for piece in pieces]):
+            data = b"".join(pieces[first : first + len(sizes)])
+            groups.append((incarnation, sizes))
             parts.append(data)
-            at += len(data)
-            first += len(group)
-    body = b"".join(parts)
-    crc = zlib.crc32(_HEAD.pack(_MAGIC, 0, lsn, len(table))[_CRC_FROM:])
-    crc = zlib.crc32(body, crc)  # of all at once: a small part costs more than its bytes do
-    return _HEAD.pack(_MAGIC, crc, lsn, len(table)) + body, placements
+            crcs.append(zlib.crc32(data))
+            first += len(sizes)
+    table = orjson.dumps((at_ms, rows, crcs))
+    crc = zlib.crc32(_HEAD.pack(_MAGIC, 0, lsn, len(table))[_CRC_FROM:] + table)
+    head = _HEAD.pack(_MAGIC, crc, lsn, len(table)) + table
+    at = len(head)
+    placements = []
+    for (incarnation, sizes), data, data_crc in zip(groups, parts, crcs, strict=True):
+        placements.append(Placement(incarnation, at, sizes, data_crc))
+        at += len(data)
+    whole = [head, *parts]
+    return Encoded(whole if at >= LARGE_BYTES else [b"".join(whole)], parts, placements)
 
 
 def decode_frame(frame: bytes, where: str) -> Frame:
@@ -156,21 +181,27 @@ def decode_frame(frame: bytes, where: str) -> Frame:
     if len(frame) < _HEAD.size:
         raise CorruptLog(f"{where}: {len(frame)} bytes are too few for a frame")
     magic, crc, lsn, table_bytes = _HEAD.unpack_from(frame)
-    if magic != _MAGIC:
+    if magic not in (_MAGIC, _MAGIC_1):
         raise CorruptLog(f"{where}: begins with {magic!r}, expected {_MAGIC!r}")
-    found = zlib.crc32(memoryview(frame)[_CRC_FROM:])
-    if found != crc:
+    table_end = _HEAD.size + table_bytes
+    covered = memoryview(frame)[_CRC_FROM : table_end if magic == _MAGIC else None]
+    if (found := zlib.crc32(covered)) != crc:
         raise CorruptLog(f"{where}: checksum {found:08x}, expected {crc:08x}")
     try:
-        return _decode(frame, lsn, _HEAD.size + table_bytes, where)
+        return _decode(frame, lsn, table_end, where, summed=magic == _MAGIC)
     except (LookupError, TypeError, ValueError) as error:
         # The checksum is right: another version wrote it, or this one with a fault.
         raise CorruptLog(f"{where}: {type(error).__name__} in its table: {error}") from error
 
 
-def _decode(frame: bytes, lsn: int, table_end: int, where: str) -> Frame:
-    at_ms, rows = orjson.loads(frame[_HEAD.size : table_end])
+def _decode(frame: bytes, lsn: int, table_end: int, where: str, *, summed: bool) -> Frame:
+    at_ms, rows, *crcs = orjson.loads(frame[_HEAD.size : table_end])
     placements = _place(frame, table_end, rows, where)
+    for placement, crc in zip(placements, crcs[0], strict=True) if summed else ():
+        if placement.crc != crc:
+            raise CorruptLog(
+                f"{where}: byte {placement.at}: checksum {placement.crc:08x}, expected {crc:08x}"
+            )
     cursors: dict[int, int] = {}
     for placement in placements:
         cursors.setdefault(placement.incarnation, placement.at)

@@ -89,8 +89,11 @@ class Journal(Protocol):
     `append` is called by one thread only, `apply` by one other; what asks, by any.
     """
 
-    def append(self, lsn: int, frame: bytes) -> None:
+    def append(self, lsn: int, frame: Sequence[bytes]) -> None:
         """Make a frame durable: when this returns, no crash undoes it.
+
+        Args:
+            frame: its bytes, in pieces.
 
         Raises:
             DiskFull: nothing was kept.

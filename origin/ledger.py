@@ -131,14 +131,13 @@ class Ledger:
         self.lsn = commit.lsn
         payload_bytes = 0
         moves, self._moves = self._moves, {}
-        for placement in commit.placements:
+        for placement, payload in zip(commit.frame.placements, commit.frame.payloads, strict=True):
             move = moves[placement.incarnation]
             start = move.before + move.size
             extent = Extent(
                 start, commit.lsn, placement.at, placement.sizes, placement.crc, commit.at_ms
             )
             move.stream.extents.append(extent)
-            payload = commit.payload(placement)
             self._reader.remember(extent, payload)
             move.size += len(payload)
             payload_bytes += len(payload)

@@ -24,9 +24,9 @@ class MemoryJournal:
         self._usage: dict[str, Usage] = {}
         self._looks: dict[int, int] = {}
 
-    def append(self, lsn: int, frame: bytes) -> None:
+    def append(self, lsn: int, frame: Sequence[bytes]) -> None:
         assert lsn == len(self._frames) + 1
-        self._frames[lsn] = frame
+        self._frames[lsn] = b"".join(frame)
 
     def applied(self) -> tuple[int, int]:
         return self._applied

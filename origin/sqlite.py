@@ -1,11 +1,14 @@
 """SqliteJournal: the journal, its index and its packs as three SQLite databases in one folder.
 
+Beside them, large frames are files of their own (origin/large.py).
+
 `journal.db` has one row per group commit, and one writer: the commit thread. One row, because each
 row costs a turn of the interpreter lock beside a busy event loop (13 commits of 64 rows a second
 against 673 of one). `index.db` is applied behind it in few large statements for the same reason;
 `packs.db` holds what compaction has joined.
 """
 
+import errno
 import fcntl
 import os
 import time
@@ -30,10 +33,11 @@ from origin.database import (
     one,
     reading,
 )
-from origin.frame import CorruptLog
+from origin.frame import LARGE_BYTES, CorruptLog
 from origin.index import Index
 from origin.journal import Batch, Deadline, DiskFull, Extent, JournalFailed, Overdue, Stored
-from origin.store import Store
+from origin.large import NO_DESCRIPTORS, LargeFrames
+from origin.store import Frames, Store
 from origin.usage import Usage
 
 # Past this the commit thread itself finishes the checkpoint; behind it, the applier keeps up alone.
@@ -44,6 +48,7 @@ _WAL_BYTES_STEP: Final = 16 * 1024 * 1024  # where readers were in the way, it i
 # small commit writes 16 KiB for 4, in the same time.
 _JOURNAL_PAGES: Final = f"PRAGMA page_size = 16384; {FRAMES_PAGES}"
 _RESTART_WAIT_MS: Final = 20
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LOCK_WAIT_S: Final = 5.0  # a predecessor may still be draining
 
 # In the order in which one may lack what another names: those before it are looked at first.
@@ -70,7 +75,9 @@ class SqliteJournal:
         """
         self._lock = lock_folder(folder)
         self._path = folder / "journal.db"
+        self._large = LargeFrames(folder)
         try:
+            _create(self._large)
             _sync_what_is_there(folder)
             look = partial(check_log, self._path)
             self._journal = Database(
@@ -80,10 +87,11 @@ class SqliteJournal:
             packs = Database(folder / "packs.db", PACKS_SCHEMA, vfs=vfs, pages=PACKS_PAGES)
             # Held by whoever uses the writer: a commit waits for a removal, not for more.
             self._writing = Lock()
-            self._frames = Store(self._journal, "frame", "lsn", self._writing)
+            self._frames = Frames(self._journal, self._large, self._writing)
             self._packs = Store(packs, "pack", "number", Lock())
             self._cleaner = Cleaner(self._index, self._frames, self._packs)
         except BaseException:
+            self._large.close()
             os.close(self._lock)
             raise
         self._writer = self._journal.writer
@@ -94,13 +102,15 @@ class SqliteJournal:
         # It keeps its blocks, but for those that it took while readers were in the way.
         self._writer.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES_MAX + _WAL_BYTES_STEP}")
 
-    def append(self, lsn: int, frame: bytes) -> None:
+    def append(self, lsn: int, frame: Sequence[bytes]) -> None:
+        row = b"".join(frame) if sum(map(len, frame)) < LARGE_BYTES else self._put(lsn, frame)
         with self._writing:
             try:
-                self._writer.execute("INSERT INTO frame VALUES (?, ?)", (lsn, frame))
+                self._writer.execute("INSERT INTO frame VALUES (?, ?)", (lsn, row))
             except apsw.Error as error:
                 # The WAL index grows last: where it has no room, the commit is on disk already.
                 if is_full(error, self._writer) and not is_index_full(error):
+                    self._discard(lsn)
                     raise DiskFull(f"{self._path}: {error}") from error
                 raise JournalFailed(f"{self._path}: {type(error).__name__}: {error}") from error
             # Told by SQLite's own count. To ask for the file's size would let go of the
@@ -152,7 +162,7 @@ class SqliteJournal:
             for lsn, body in rows:
                 if lsn != expected:
                     raise CorruptLog(f"{self._path}: frame {expected} is missing")
-                yield lsn, body
+                yield lsn, self._frames.full(lsn, body)
                 expected += 1
         except apsw.Error as error:
             raise CorruptLog(f"{self._path}: frame {expected}: {error}") from error
@@ -183,7 +193,27 @@ class SqliteJournal:
         self._index.database.close()
         self._packs.database.close()
         self._journal.close()
+        self._large.close()
         os.close(self._lock)
+
+    def _put(self, lsn: int, frame: Sequence[bytes]) -> bytes:
+        """Write a frame to a file of its own, if one can be opened, and return its row."""
+        try:
+            return self._large.put(lsn, frame)
+        except OSError as error:
+            if error.errno in NO_DESCRIPTORS:  # a row takes none
+                return b"".join(frame)
+            # Nobody was told of it, and no row names it: what of it is on disk is of no account.
+            if error.errno in _NO_ROOM:
+                self._discard(lsn)
+                raise DiskFull(f"{self._large.path}: {error.strerror}") from error
+            raise JournalFailed(f"{self._large.path}: {error.strerror}") from error
+
+    def _discard(self, lsn: int) -> None:
+        try:
+            self._large.discard(lsn)
+        except OSError as error:
+            raise JournalFailed(f"{self._large.path}: {error.strerror}") from error
 
     def _finish_checkpoint(self) -> None:
         """Start the WAL anew, unless readers are using it or there is no room.
@@ -217,6 +247,13 @@ def check_log(path: Path, connection: apsw.Connection) -> None:
     valid_frames = max(checkpoint(connection, "NOOP"), 0)  # -1: no WAL yet
     tables = one(connection, "SELECT count(*) FROM sqlite_schema")[0]
     wal.check(path, valid_frames, one(connection, _LAST_FRAME)[0] if tables else 0)
+
+
+def _create(large: LargeFrames) -> None:
+    try:
+        large.create()
+    except OSError as error:
+        raise JournalFailed(f"data folder {large.path}: {error.strerror}") from error
 
 
 def _sync_what_is_there(folder: Path) -> None:

@@ -1,9 +1,11 @@
-"""Store: a database of blobs by number, frames or packs."""
+"""Store: a database of blobs by number, packs or frames; of these, some lie in files."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
+from operator import itemgetter
 from threading import Lock
-from typing import Final
+from typing import Final, cast
 
 import apsw
 import orjson
@@ -11,6 +13,7 @@ import orjson
 from origin.database import Database, empty_log, is_full, one
 from origin.frame import CorruptLog
 from origin.journal import DiskFull, JournalFailed
+from origin.large import LARGE_ROWS, ROW_BYTES, LargeFrames
 
 # Free pages are used again; more of them than this, and than a quarter of the file, go back.
 _FREE_BYTES: Final = 64 * 1024 * 1024
@@ -41,26 +44,33 @@ class Store:
         reader = self.database.reader()
         found: list[bytes] = []
         blob: apsw.Blob | None = None
-        opened = number = -1
+        number = -1
         try:
-            for number, at, size in places:
+            for number, run in groupby(places, itemgetter(0)):
                 if blob is None:
                     blob = reader.blob_open("main", self._table, self._body, number, False)
-                elif number != opened:
+                else:
                     blob.reopen(number)
-                opened = number
-                blob.seek(at)
-                piece = blob.read(size)
-                if len(piece) != size:
-                    raise CorruptLog(
-                        f"{self.name}: {self._table} {number} ends before byte {at + size}"
-                    )
-                found.append(piece)
+                found += self._pieces(blob, number, [(at, size) for _, at, size in run])
         except (apsw.Error, ValueError) as error:  # ValueError: seek past the end
             raise CorruptLog(f"{self.name}: {self._table} {number}: {error}") from error
         finally:
             if blob is not None:
                 blob.close(True)
+        return found
+
+    def _pieces(
+        self, blob: apsw.Blob, number: int, places: Sequence[tuple[int, int]]
+    ) -> list[bytes]:
+        found = []
+        for at, size in places:
+            blob.seek(at)
+            piece = blob.read(size)
+            if len(piece) != size:
+                raise CorruptLog(
+                    f"{self.name}: {self._table} {number} ends before byte {at + size}"
+                )
+            found.append(piece)
         return found
 
     def put(self, rows: Sequence[tuple[int, bytes]]) -> None:
@@ -110,3 +120,67 @@ class Store:
             if is_full(error, writer):
                 raise DiskFull(f"{self.name}: {error}") from error
             raise JournalFailed(f"{self.name}: {type(error).__name__}: {error}") from error
+
+
+class Frames(Store):
+    """The frames of a journal. Of one that lies in a file of its own, the row has the head."""
+
+    def __init__(self, database: Database, large: LargeFrames, lock: Lock) -> None:
+        super().__init__(database, "frame", "lsn", lock)
+        self.large = large
+        # A crash left some that no row names, or a backup was in the way of their removal.
+        self._stray = True
+        self._stray_again = False
+
+    def full(self, lsn: int, row: bytes) -> bytes:
+        """Return a frame.
+
+        Args:
+            row: what the database has of it.
+
+        Raises:
+            CorruptLog: its file is not there, or another.
+        """
+        return self.large.whole(lsn, row) if len(row) == ROW_BYTES else row
+
+    def remove(self, numbers: Sequence[int]) -> None:
+        files = self._among(numbers, _IN_FILES)
+        super().remove(numbers)
+        self._remove_files(files)
+
+    def tidy(self) -> bool:
+        """Remove some of the files that no row names; return whether there is more to look at."""
+        if not self._stray:
+            return False
+        lsns = self.large.some(_FILES_AT_ONCE)
+        if not lsns:
+            self._stray, self._stray_again = self._stray_again, False
+            return False
+        self._remove_files(self._among(lsns, _STRAY))
+        return True
+
+    def _pieces(
+        self, blob: apsw.Blob, number: int, places: Sequence[tuple[int, int]]
+    ) -> list[bytes]:
+        if blob.length() == ROW_BYTES:
+            return self.large.read(number, places)
+        return super()._pieces(blob, number, places)
+
+    def _remove_files(self, lsns: Sequence[int]) -> None:
+        try:
+            if lsns and not self.large.remove(lsns):
+                self._stray = self._stray_again = True
+        except OSError as error:
+            raise JournalFailed(f"{self.large.path}: {error.strerror}") from error
+
+    def _among(self, numbers: Sequence[int], sql: str) -> list[int]:
+        rows = self.database.reader().execute(sql, (orjson.dumps(numbers).decode(),))
+        return [cast("int", lsn) for (lsn,) in rows]
+
+
+_FILES_AT_ONCE: Final = 256  # names, of which each is looked up
+_IN_FILES: Final = f"{LARGE_ROWS} AND lsn IN (SELECT value FROM json_each(?))"
+# The last row's successor may be on its way, with its file there and its row not yet.
+_STRAY: Final = f"""
+SELECT value FROM json_each(?) WHERE value < (SELECT max(lsn) FROM frame)
+    AND NOT EXISTS (SELECT 1 FROM frame WHERE lsn = value AND length(body) = {ROW_BYTES})"""

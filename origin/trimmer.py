@@ -40,6 +40,7 @@ class Trimmer:
         self._ledger = ledger
         self._journal = journal
         self._clock = clock
+        self._one_at_a_time = asyncio.Lock()
         self._looked = _FROM_START  # as rows stay due until the index learns of what was done
 
     async def keep(self) -> None:
@@ -48,10 +49,15 @@ class Trimmer:
             more = await self.turn()
             await asyncio.sleep(_REST_S if more else _EVERY_S)
 
+    async def finish(self) -> None:
+        """Wait for a look under way; none begins after it."""
+        await self._one_at_a_time.acquire()
+
     async def turn(self) -> bool:
         """Look at some of the streams that are due; return whether there are more."""
         now_ms = self._clock.now_ms()
-        due = await asyncio.to_thread(self._journal.overdue, now_ms, self._looked, _AT_ONCE)
+        # Being cancelled does not stop it half-way: `finish` waits.
+        due = await asyncio.shield(asyncio.create_task(self._overdue(now_ms)))
         for overdue in due:
             self._look(overdue, now_ms)
         more = len(due) == _AT_ONCE
@@ -63,6 +69,11 @@ class Trimmer:
                 if (stream := self._catalog.of(overdue.due[1])) is not None:
                     self._ledger.look_at(stream, now_ms + _PATIENCE_MS)
         return more
+
+    async def _overdue(self, now_ms: int) -> list[Overdue]:
+        async with self._one_at_a_time:
+            look = self._journal.overdue
+            return await asyncio.to_thread(look, now_ms, self._looked, _AT_ONCE)
 
     def _look(self, overdue: Overdue, now_ms: int) -> None:
         """Decide about one stream, as it is now."""

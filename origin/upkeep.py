@@ -117,7 +117,7 @@ class Compactor:
         async with self._one_at_a_time:
             try:
                 return await asyncio.to_thread(self._journal.compact)
-            except DiskFull as error:
+            except (DiskFull, Unavailable) as error:
                 _log.warning("compaction waits for room: error=%s", error)
             except Exception as error:
                 self._fail_stop(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -140,7 +141,7 @@ class FailingJournal:
         self.before_append: Callable[[], object] = lambda: None  # called on the commit thread
         self.closed = False
 
-    def append(self, lsn: int, frame: bytes) -> None:
+    def append(self, lsn: int, frame: Sequence[bytes]) -> None:
         self.before_append()
         _fail(self.append_failures)
         self.inner.append(lsn, frame)
@@ -195,6 +196,16 @@ class FailingJournal:
 def _fail(failures: deque[BaseException | None]) -> None:
     if failures and (failure := failures.popleft()) is not None:
         raise failure
+
+
+def failing_call(number: int) -> Callable[..., int]:
+    """Return a system call that fails with an errno."""
+
+    def fail(*arguments: object) -> int:
+        del arguments  # else its error would hold on to them, as that of a real call does not
+        raise OSError(number, os.strerror(number))
+
+    return fail
 
 
 class Disk:

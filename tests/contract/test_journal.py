@@ -1,16 +1,18 @@
 """One suite over every journal: what Journal promises (origin/journal.py)."""
 
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import apsw
 import pytest
 
-from origin.frame import CorruptLog
+from origin.frame import LARGE_BYTES, CorruptLog
 from origin.journal import Batch, Extent, Journal, JournalFailed, Overdue, Stored
 from origin.memory import MemoryJournal
 from origin.sqlite import SqliteJournal
@@ -47,7 +49,7 @@ def journal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Journal]
 
 def write(journal: Journal, *frames: bytes) -> None:
     for lsn, frame in enumerate(frames, 1):
-        journal.append(lsn, frame)
+        journal.append(lsn, [frame])
 
 
 def held(journal: Journal) -> list[tuple[StreamState, int, dict[str, ProducerState]]]:
@@ -70,6 +72,16 @@ def test_frames_come_back_in_order_and_whole(journal: Journal) -> None:
     assert list(journal.frames(0)) == list(enumerate(frames, 1))
 
 
+@pytest.mark.parametrize("size", [1000, LARGE_BYTES - 1, LARGE_BYTES, 1_000_000])
+def test_frame_in_pieces_comes_back_as_one(journal: Journal, size: int) -> None:
+    frame = random.Random(size).randbytes(size)
+    cuts = [0, 20, 21, 500, size - 1, size]
+    write(journal, b"before")
+    journal.append(2, [frame[start:end] for start, end in pairwise(cuts)])
+    journal.append(3, [b"after"])
+    assert list(journal.frames(0)) == [(1, b"before"), (2, frame), (3, b"after")]
+
+
 @pytest.mark.parametrize(
     ("after", "expected"), [(0, [1, 2, 3]), (1, [2, 3]), (2, [3]), (3, []), (9, [])]
 )
@@ -89,15 +101,24 @@ def test_read_returns_the_bytes_of_each_place_in_the_order_asked(journal: Journa
     assert list(journal.read(places)) == [b"\xff\x00", b"0123456789", b"9", b"\xff", b""]
 
 
+def test_read_goes_to_and_fro_between_small_frames_and_large_ones(journal: Journal) -> None:
+    one, two = (random.Random(n).randbytes(LARGE_BYTES + n) for n in (1, 2))
+    write(journal, one, b"0123456789", two)
+    places = [(1, 0, 30), (2, 3, 2), (3, 250_000, 9999), (3, 9, 0), (1, 1, 200_000), (2, 0, 10)]
+    bodies = {1: one, 2: b"0123456789", 3: two}
+    assert list(journal.read(places)) == [bodies[n][at : at + size] for n, at, size in places]
+
+
+@pytest.mark.parametrize("size", [10, LARGE_BYTES])  # whole blocks: a file has no more than that
 @pytest.mark.parametrize(
-    "place", [(1, 8, 3), (1, 10, 1), (1, 99, 1)], ids=["over the end", "at the end", "beyond it"]
+    ("after", "count"), [(-2, 3), (0, 1), (89, 1)], ids=["over the end", "at the end", "beyond it"]
 )
 def test_read_past_the_end_of_a_frame_is_an_error(
-    journal: Journal, place: tuple[int, int, int]
+    journal: Journal, size: int, after: int, count: int
 ) -> None:
-    write(journal, b"0123456789")
+    write(journal, bytes(size))
     with pytest.raises(CorruptLog, match="frame 1"):
-        list(journal.read([place]))
+        list(journal.read([(1, size + after, count)]))
 
 
 def test_read_of_a_frame_that_is_not_there_is_an_error(journal: Journal) -> None:
@@ -296,7 +317,7 @@ def test_closed_journal_opens_as_it_was(tmp_path: Path) -> None:
     assert second.applied() == (1, 3)
     assert list(second.frames(1)) == [(2, b"two")]
     assert held(second) == [(PLAIN, 10, {"p": ProducerState(1, 5)}), (FULL, 20, {})]
-    second.append(3, b"three")
+    second.append(3, [b"three"])
     assert [lsn for lsn, _ in second.frames(0)] == [1, 2, 3]
     second.close()
 
@@ -305,7 +326,7 @@ def test_closed_journal_leaves_no_log_behind(tmp_path: Path) -> None:
     journal = SqliteJournal(tmp_path)
     write(journal, b"one")
     journal.close()
-    assert sorted(os.listdir(tmp_path)) == ["index.db", "journal.db", "lock", "packs.db"]
+    assert sorted(os.listdir(tmp_path)) == ["frames", "index.db", "journal.db", "lock", "packs.db"]
 
 
 KILLED = """
@@ -315,7 +336,7 @@ from origin.journal import Batch
 from origin.sqlite import SqliteJournal
 journal = SqliteJournal(Path(sys.argv[1]))
 for lsn in range(1, 6):
-    journal.append(lsn, bytes([lsn]) * 5000)
+    journal.append(lsn, [bytes([lsn]) * 5000])
 journal.apply(Batch(3, 7))
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -382,7 +403,7 @@ def test_second_process_on_the_folder_is_refused(
     journal = SqliteJournal(tmp_path)
     with pytest.raises(JournalFailed, match=r"in use by another process"):
         SqliteJournal(tmp_path)
-    journal.append(1, b"one")
+    journal.append(1, [b"one"])
     journal.close()
     SqliteJournal(tmp_path).close()
 

@@ -7,7 +7,7 @@ import asyncio
 import os
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +41,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     gate.set()
     commit = MemoryJournal.append
 
-    def wait(journal: MemoryJournal, lsn: int, frame: bytes) -> None:
+    def wait(journal: MemoryJournal, lsn: int, frame: Sequence[bytes]) -> None:
         gate.wait(20)
         commit(journal, lsn, frame)
 

@@ -1,11 +1,13 @@
 """SIGKILL at any moment: what was acknowledged is there once, in order, and nobody saw more."""
 
 import asyncio
+import os
 import random
 from pathlib import Path
 
 import orjson
 
+from origin.large import FOLDER
 from tests.faults.ledger import Follower, Keeper, Pipelined, Plain, Producer, insist, session
 from tests.faults.lives import Origin
 from tests.http.api import JSON, TEXT, Server
@@ -95,6 +97,7 @@ async def kill_at_any_moment(folder: Path, kills: int) -> str:
         assert written > 10 * kills
         assert produced > 10 * kills
         assert duplicates > 0
+        assert os.listdir(origin.data / FOLDER), "no frame was large enough for a file"
         assert await origin.stop() == 0
         return (
             f"{origin.kills} kills: {written} appends, {produced} by producers, {duplicates}"

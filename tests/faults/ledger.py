@@ -123,12 +123,12 @@ class Producer:
         if self.json:
             count = 1 + number % 4
             return orjson.dumps([[self.name, number, item] for item in range(count)])
-        # Most are small; some take many pages, one in a while several chunks of the kernel's.
+        # Most are small; some take many pages, one in a while a frame of its own, in a file.
         filler = b"." * self.sizes(number)
         return b"<%s:%d%s>" % (self.name.encode(), number, filler)
 
     def sizes(self, number: int) -> int:
-        return 200_000 if number % 97 == 96 else 9_000 if number % 13 == 12 else number % 60
+        return 300_000 if number % 31 == 30 else 9_000 if number % 13 == 12 else number % 60
 
     def check(self, content: bytes) -> None:
         if self.json:

@@ -68,3 +68,23 @@ async def test_edge_without_descriptors_serves_who_waits_and_recovers_by_itself(
             for line in waiting:
                 assert (await line.reply()).status == 204
                 line.close()
+
+
+async def test_origin_without_descriptors_takes_a_large_append_all_the_same(
+    tmp_path: Path,
+) -> None:
+    """Its commit has no file of its own then; the next one has."""
+    flags = ["origin", *PORTS, "--data-dir", str(tmp_path / "data")]
+    async with await asyncio.to_thread(Service.start, flags) as origin, session() as client:
+        stream = Server(origin.url, client).stream("s")
+        await stream.put()
+        await stream.post(b"small")
+        _, hard = resource.prlimit(origin.pid, resource.RLIMIT_NOFILE)
+        used = descriptors(origin.pid)
+        lowest = next(number for number in itertools.count() if number not in used)
+        resource.prlimit(origin.pid, resource.RLIMIT_NOFILE, (lowest, hard))
+        assert (await stream.post(b"x" * 400_000)).status == 204
+        assert (await stream.post(b"small")).status == 204
+        resource.prlimit(origin.pid, resource.RLIMIT_NOFILE, (hard, hard))
+        assert (await stream.post(b"x" * 400_000)).status == 204
+        assert await stream.whole() == b"small" + b"x" * 400_000 + b"small" + b"x" * 400_000

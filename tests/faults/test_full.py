@@ -19,7 +19,7 @@ from origin.journal import JournalFailed
 from origin.sqlite import SqliteJournal
 from shared.config import Settings
 from shared.sockets import listen_tcp
-from tests.fakes import Disk, failing_disk
+from tests.fakes import Disk, failing_call, failing_disk
 from tests.faults.ledger import session
 from tests.faults.lives import Origin
 from tests.http.api import Answer, Server
@@ -111,12 +111,31 @@ async def test_full_disk_refuses_every_write_and_answers_every_read(
         assert await here.server.stream("new").whole() == b"new"
 
 
+@pytest.fixture
+def one_disk(disk: tuple[Disk, str], monkeypatch: pytest.MonkeyPatch) -> tuple[Disk, str]:
+    """A disk on which files of large frames take room, too."""
+    failing, pwrite, no_room = disk[0], os.pwrite, failing_call(errno.ENOSPC)
+
+    def writes(file: int, data: memoryview, at: int) -> int:
+        try:
+            failing.write(os.readlink(f"/proc/self/fd/{file}"), len(data))
+        except apsw.FullError:
+            del data  # else the error would hold on to it
+            return no_room()
+        return pwrite(file, data, at)
+
+    monkeypatch.setattr(os, "pwrite", writes)
+    return disk
+
+
+@pytest.mark.parametrize("scale", [1, 12], ids=["small", "large"])
 @pytest.mark.parametrize("seed", range(4))
 async def test_room_that_comes_and_goes_leaves_what_was_acknowledged_and_nothing_else(
-    disk: tuple[Disk, str], tmp_path: Path, seed: int
+    one_disk: tuple[Disk, str], tmp_path: Path, seed: int, scale: int
 ) -> None:
-    """Wherever in a commit the room ends: in its first page, or its last."""
-    failing, vfs = disk
+    """Wherever in a commit the room ends: in its first page, or its last; in its file, or its
+    row."""
+    failing, vfs = one_disk
     random_ = random.Random(seed)
     kept: list[bytes] = []
     refused = 0
@@ -124,8 +143,9 @@ async def test_room_that_comes_and_goes_leaves_what_was_acknowledged_and_nothing
         stream = here.server.stream("s")
         await stream.put()
         for step in range(30):
-            failing.room_bytes = random_.choice([None, random_.randrange(60_000)])
-            bodies = [b"<%d.%d%s>" % (step, n, b"." * random_.randrange(9000)) for n in range(8)]
+            failing.room_bytes = random_.choice([None, random_.randrange(60_000 * scale)])
+            sizes = [random_.randrange(9000 * scale) for _ in range(8)]
+            bodies = [b"<%d.%d%s>" % (step, n, b"." * size) for n, size in enumerate(sizes)]
             answers = await asyncio.gather(
                 *(stream.produce(body, step, producer=str(n)) for n, body in enumerate(bodies))
             )
@@ -140,6 +160,7 @@ async def test_room_that_comes_and_goes_leaves_what_was_acknowledged_and_nothing
         content = await stream.whole()
         assert here.stopped == []
     assert refused > 20
+    assert bool(os.listdir(tmp_path / "frames")) == (scale > 1)
     assert sorted(content.replace(b">", b">\n").split(b"\n")[:-1]) == sorted(kept)
     async with serving(tmp_path) as here:
         assert await here.server.stream("s").whole() == content
@@ -315,7 +336,7 @@ async def test_each_way_in_which_the_kernel_says_that_there_is_no_room(
 
 def append_all(journal: SqliteJournal, lsns: Iterator[int]) -> None:
     for lsn in lsns:
-        journal.append(lsn, b"x")
+        journal.append(lsn, [b"x"])
 
 
 def test_commit_whose_index_finds_no_room_is_not_refused_as_if_it_were_not_there(
@@ -370,3 +391,49 @@ async def test_process_at_its_file_size_limit_goes_on_once_there_is_room(tmp_pat
         await origin.start()
         assert await stream.whole() == b"".join(kept)
         assert await origin.stop() == 0
+
+
+async def test_large_append_beyond_the_file_size_limit_is_taken_once_there_is_room(
+    tmp_path: Path,
+) -> None:
+    """Its file meets the limit by itself: what has room meanwhile goes on."""
+    async with Origin(tmp_path, "--log-level", "error") as origin, session() as client:
+        stream = Server(origin.url, client).stream("s")
+        assert (await stream.put()).status == 201
+        large, larger = b"l" * 400_000, b"L" * 600_000
+        _, most = resource.prlimit(origin.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(origin.pid, resource.RLIMIT_FSIZE, (500_000, most))
+        kept = [large, b"small", large]
+        for body in kept:
+            assert is_full(await stream.post(larger))
+            assert (await stream.post(body)).status == 204
+        assert await stream.whole() == b"".join(kept)
+        resource.prlimit(origin.pid, resource.RLIMIT_FSIZE, (most, most))
+        assert (await stream.post(larger)).status == 204
+        kept.append(larger)
+        await origin.kill()
+        assert len(os.listdir(origin.data / "frames")) == 3
+        await origin.start()
+        assert await stream.whole() == b"".join(kept)
+        assert await origin.stop() == 0
+
+
+@pytest.mark.parametrize("call", ["pwrite", "fsync"])
+async def test_large_commit_that_fails_stops_and_acknowledges_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    async with serving(tmp_path) as here:
+        stream = here.server.stream("s")
+        await stream.put(b"one")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, failing_call(errno.EIO))
+            answer = await stream.post(b"x" * 400_000)
+        assert answer.status == 503
+        assert "stopping" in answer.refusal()[1]
+        (error,) = here.stopped
+        assert isinstance(error, JournalFailed)
+        assert "/frames: Input/output error" in str(error)
+        assert (await stream.post(b"more")).status == 503
+        assert await stream.whole() == b"one"
+    async with serving(tmp_path) as again:
+        assert await again.server.stream("s").whole() == b"one"

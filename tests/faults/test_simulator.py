@@ -23,6 +23,9 @@ EVENTS = {
     *("crash: kill", "crash: power", "lost write", "torn write", "lost name", "disk full"),
     *("input/output error: read", "input/output error: write", "input/output error: sync"),
     *("input/output error: truncate", "flipped bit", "flipped bit reported"),
+    *("large frame", "large frame: read", "large frame: written over"),
+    *("large frame: a file without a row", "flipped bit: large frame"),
+    "flipped bit reported: large frame",
 }
 
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import apsw
@@ -21,8 +22,12 @@ APPENDS = 40
 QUIET = ("--log-level", "error", "--long-poll-timeout-s", "0.5")
 
 
+LARGE = 33  # the append whose commit is a file of its own
+
+
 def payload(number: int) -> bytes:
-    return b"<%d:" % number + bytes([65 + number % 26]) * (3000 if number % 5 == 0 else 40) + b">"
+    size = 300_000 if number == LARGE else 3000 if number % 5 == 0 else 40
+    return b"<%d:" % number + bytes([65 + number % 26]) * size + b">"
 
 
 EVERYTHING = b"".join(map(payload, range(APPENDS)))
@@ -82,6 +87,16 @@ def sql(name: str, statement: str) -> Damage:
 
 def lose(name: str) -> Damage:
     return lambda data: (data / name).unlink()
+
+
+def in_file(damage: Callable[[str], Damage]) -> Damage:
+    """Return a damage to the one file of a frame."""
+
+    def change(data: Path) -> None:
+        (name,) = os.listdir(data / "frames")
+        damage(f"frames/{name}")(data)
+
+    return change
 
 
 def all_of(*damages: Damage) -> Damage:
@@ -160,7 +175,22 @@ REFUSED: dict[str, tuple[bool, Damage, str]] = {
     "frame damaged that is to be replayed": (
         False,
         all_of(lose("index.db"), flip("journal.db", place_of(20))),
-        r"journal\.db: frame \d+: checksum [0-9a-f]{8}, expected [0-9a-f]{8}",
+        r"journal\.db: frame \d+: byte \d+: checksum [0-9a-f]{8}, expected [0-9a-f]{8}",
+    ),
+    "file lost that is to be replayed": (
+        True,
+        all_of(lose("index.db"), lose("index.db-wal"), in_file(lose)),
+        r"frames/(\d+): frame \1: No such file or directory",
+    ),
+    "file cut that is to be replayed": (
+        False,
+        all_of(lose("index.db"), in_file(lambda name: cut(name, lambda size: size // 2))),
+        r"frames/(\d+): frame \1 ends before byte \d+",
+    ),
+    "file damaged that is to be replayed": (
+        False,
+        all_of(lose("index.db"), in_file(lambda name: flip(name, place_of(LARGE)))),
+        r"frame \d+: byte \d+: checksum [0-9a-f]{8}, expected [0-9a-f]{8}",
     ),
     "index overwritten": (
         False,
@@ -259,12 +289,14 @@ async def test_torn_last_commit_is_dropped_and_the_next_append_takes_its_place(
 # --- damage that a start does not look at --------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [0, 3, 5, 20, 38])
+@pytest.mark.parametrize("number", [0, 3, 5, 20, LARGE, 38])
 async def test_damage_in_an_old_frame_is_an_error_to_readers_and_no_wrong_byte(
     written: tuple[Path, Path], tmp_path: Path, number: int
 ) -> None:
     shutil.copytree(written[1], tmp_path / "data")
-    flip("journal.db", place_of(number))(tmp_path / "data")
+    in_place = partial(flip, at=place_of(number))
+    damage = in_file(in_place) if number == LARGE else in_place("journal.db")
+    damage(tmp_path / "data")
     async with Origin(tmp_path, *QUIET) as origin, session() as client:
         stream = Server(origin.url, client).stream("s")
         for answer in [await stream.at("-1"), await stream.poll("-1")]:

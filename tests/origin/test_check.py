@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import apsw
@@ -16,14 +16,17 @@ from origin import cleaner
 from origin.backup import BackupFailed, backup
 from origin.check import NoFolder, check
 from origin.journal import JournalFailed
-from origin.sqlite import SqliteJournal
+from origin.large import LargeFrames
+from origin.sqlite import FILES, SqliteJournal
 from tests.origin.test_compact import settle
 from tests.origin.wired import Wired, wired
 from tests.service import ROOT
 
+HUGE = b"huge" * 75_000  # a frame in a file of its own
+
 
 async def write(origin: Wired) -> None:
-    """Leave something of every kind: in frames, in packs, and in frames that the index lacks."""
+    """Leave something of every kind: in frames and their files, and in packs."""
     await origin.create("a/plain", b"one")
     for number in range(30):
         await origin.append("a/plain", b"<%d>" % number, producer=("p", 0, number))
@@ -35,6 +38,7 @@ async def write(origin: Wired) -> None:
     await origin.create("c/closed", b"end", closed=True)
     await origin.create("c/gone", b"gone")
     await origin.streams.delete("c/gone")
+    await origin.create("e/file", HUGE)
 
 
 @pytest.fixture
@@ -52,20 +56,23 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             origin.index()
             await origin.append("a/plain", b"the index lacks this")
             await origin.create("d/new", b"and this", kind=None, source="b/fork2")
+            await origin.append("e/file", HUGE)
         journal.close()
 
     asyncio.run(fill())
     return tmp_path / "data"
 
 
-def databases(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".db"}
+def content(folder: Path) -> dict[str, bytes]:
+    """Return databases and files of frames."""
+    paths = [*folder.glob("*.db"), *folder.glob("frames/*")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def test_folder_without_a_fault_has_none_and_stays_as_it_is(folder: Path) -> None:
-    before = databases(folder)
+    before = content(folder)
     assert list(check(folder)) == []
-    assert databases(folder) == before
+    assert content(folder) == before
 
 
 def sql(name: str, *statements: str) -> Callable[[Path], None]:
@@ -80,19 +87,53 @@ def sql(name: str, *statements: str) -> Callable[[Path], None]:
 
 def flip(name: str, text: bytes) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
-        content = bytearray((folder / name).read_bytes())
-        content[content.index(text) + len(text) // 2] ^= 1
-        (folder / name).write_bytes(content)
+        damaged = bytearray((folder / name).read_bytes())
+        damaged[damaged.index(text) + len(text) // 2] ^= 1
+        (folder / name).write_bytes(damaged)
 
     return change
 
 
+def file_of(folder: Path, which: int) -> Path:
+    """Return one of the two files of frames: of the last, the index knows nothing."""
+    return sorted((folder / "frames").iterdir(), key=lambda path: int(path.name))[which]
+
+
+def flip_in_file(which: int, text: bytes) -> Callable[[Path], None]:
+    return lambda folder: flip(f"frames/{file_of(folder, which).name}", text)(folder)
+
+
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "flip in a pack": (flip("packs.db", b"<11><12>"), r"packs\.db: pack 1: byte \d+: checksum"),
-    "flip in a frame": (flip("journal.db", b"x" * 100), r"journal\.db: frame \d+: checksum"),
+    "flip in a frame": (
+        flip("journal.db", b"x" * 100),
+        r"journal\.db: frame \d+: byte \d+: checksum",
+    ),
     "flip in what is to be replayed": (
         flip("journal.db", b"the index lacks this"),
-        r"journal\.db: frame \d+: checksum",
+        r"journal\.db: frame \d+: byte \d+: checksum",
+    ),
+    "flip in a file": (flip_in_file(0, HUGE), r"frame \d+: byte \d+: checksum .*extent 0"),
+    "flip in the table of a file": (flip_in_file(0, b"e/file"), r"frame \d+: checksum"),
+    "flip in the head of a file": (
+        flip_in_file(0, b"HWF"),
+        r"frames/(\d+): frame \1 is not the one that was committed",
+    ),
+    "flip in a file that is to be replayed": (
+        flip_in_file(1, HUGE),
+        r"frame \d+: byte \d+: checksum",
+    ),
+    "file of a frame lost": (
+        lambda folder: file_of(folder, 0).unlink(),
+        r"frames/(\d+): frame \1: No such file or directory .*extent 0",
+    ),
+    "file of a frame cut": (
+        lambda folder: os.truncate(file_of(folder, 0), 299_999),
+        r"frames/(\d+): frame \1 ends before byte \d+ .*extent 0",
+    ),
+    "file lost that is to be replayed": (
+        lambda folder: file_of(folder, 1).unlink(),
+        r"frames/(\d+): frame \1: No such file or directory$",
     ),
     "page of noise": (
         lambda folder: _noise(folder / "index.db"),
@@ -169,7 +210,7 @@ def test_fault_is_named_by_file_and_record(folder: Path, name: str) -> None:
     assert found
     told = "\n".join(found)
 
-    assert re.search(message, told), told
+    assert re.search(message, told, re.MULTILINE), told
     assert all(line.startswith(str(folder)) for line in found), told
 
 
@@ -207,20 +248,38 @@ async def test_backup_of_a_folder_in_use_has_no_fault(
             backup(data, copies[-1])
         return copies
 
+    removed: list[object] = []
+    remove = LargeFrames.remove
+
+    def note(large: LargeFrames, lsns: Sequence[int]) -> bool:
+        removed.append(done := remove(large, lsns))
+        return done
+
+    monkeypatch.setattr(LargeFrames, "remove", note)
     async with wired(journal) as origin:
         copying = asyncio.create_task(asyncio.to_thread(copy))
         kept: list[bytes] = []
-        await origin.create("s")
-        await origin.create("other")
+        for path in ("s", "other", "large", "brief"):
+            await origin.create(path)
         for number in range(400):
             kept.append(b"<%d>" % number)
             await origin.append("s", kept[-1])
             if number % 20 == 0:
                 await origin.append("other", b"x" * 40_000)
+            if number % 40 == 0:
+                # What is left of these frames moves to packs once the other part of them is gone.
+                await origin.streams.delete("brief")
+                await origin.create("brief")
+                both = (("large", b"y" * 50_000), ("brief", b"z" * 250_000))
+                await asyncio.gather(*(origin.append(path, body) for path, body in both))
             if number % 10 == 0:
                 settle(origin)
+                await asyncio.sleep(0)
         done.set()
         copies = await copying
+        for _ in range(2):
+            settle(origin)
+        assert len(content(data)) == len(FILES) + 1  # of the last frame that is needed
     journal.close()
     everything = b"".join(kept)
     for folder in copies:
@@ -229,16 +288,51 @@ async def test_backup_of_a_folder_in_use_has_no_fault(
         async with wired(copied) as again:
             if again.catalog.at("s") is not None:
                 assert everything.startswith(await again.content("s"))
+            for path, byte in (("large", b"y"), ("brief", b"z")):
+                if again.catalog.at(path) is not None:
+                    assert not (await again.content(path)).strip(byte)
         copied.close()
     assert len(copies) >= 3
+    assert sum(len(content(folder)) - len(FILES) for folder in copies) > 3
+    assert False in removed  # it came while one was copied, and had to wait
 
 
 def test_backup_of_a_stopped_folder_leaves_it_as_it_is(folder: Path, tmp_path: Path) -> None:
-    before = databases(folder)
+    before = content(folder)
     backup(folder, tmp_path / "copy")
-    assert databases(folder) == before
-    assert sorted(os.listdir(tmp_path / "copy")) == ["index.db", "journal.db", "packs.db"]
+    assert content(folder) == before
+    names = ["frames", "index.db", "journal.db", "packs.db"]
+    assert sorted(os.listdir(tmp_path / "copy")) == names
     assert list(check(tmp_path / "copy")) == []
+
+
+async def test_copy_reads_as_its_original_does(folder: Path, tmp_path: Path) -> None:
+    backup(folder, tmp_path / "copy")
+    assert content(tmp_path / "copy").keys() == content(folder).keys()
+    read: list[dict[str, bytes]] = []
+    for place in (folder, tmp_path / "copy"):
+        journal = SqliteJournal(place)
+        async with wired(journal) as origin:
+            paths = [stored.state.path for stored in journal.stored() if not stored.state.deleted]
+            read.append({path: await origin.content(path) for path in [*paths, "d/new"]})
+        journal.close()
+    assert read[0] == read[1]
+    assert read[1]["e/file"] == 2 * HUGE
+
+
+def test_folder_of_the_earlier_version_is_copied_too(tmp_path: Path) -> None:
+    """Just before an upgrade, by the command that is there already."""
+    SqliteJournal(tmp_path / "data").close()
+    (tmp_path / "data" / "frames").rmdir()
+    backup(tmp_path / "data", tmp_path / "copy")
+    assert list(check(tmp_path / "copy")) == []
+
+
+def test_backup_that_lacks_a_file_says_which(folder: Path, tmp_path: Path) -> None:
+    lost = file_of(folder, 0)
+    lost.unlink()
+    with pytest.raises(BackupFailed, match=re.escape(str(lost))):
+        backup(folder, tmp_path / "copy")
 
 
 def test_backup_does_not_write_over_anything(folder: Path, tmp_path: Path) -> None:

@@ -202,6 +202,25 @@ async def test_after_a_full_disk_the_same_number_is_used(
     await book.committer.close()
 
 
+async def test_full_disk_is_said_once_in_a_while_however_often_it_is_met(
+    journal: FailingJournal,
+    book: Book,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    journal.append_failures.extend([DiskFull("no room")] * 4)
+    book.committer.start(1)
+    for name in "abcd":
+        if name == "d":
+            monkeypatch.setattr(book.committer, "_say_full_s", 0.0)  # the while is over
+        book.submit(name)
+        with pytest.raises(Unavailable):
+            await book.committer.settled()
+    said = [record.message for record in caplog.records if "disk full" in record.message]
+    assert said == [f"disk full: undone={undone} error=no room" for undone in (1, 3)]
+    await book.committer.close()
+
+
 @pytest.mark.parametrize("error", [JournalFailed("fsync: EIO"), RuntimeError("a bug")], ids=str)
 async def test_any_other_failure_stops_and_acknowledges_nothing(
     journal: FailingJournal, book: Book, error: Exception
@@ -267,8 +286,9 @@ async def test_commit_returns_what_it_added_to_each_stream(journal: FailingJourn
         committer.submit(Change(record, lambda: None, lambda: None))
     await committer.settled()
     (done,) = commits
-    added = {place.incarnation: done.payload(place) for place in done.placements}
-    assert added == {1: b"oneone", 2: b"two"}
+    frame = done.frame
+    added = zip(frame.placements, frame.payloads, strict=True)
+    assert {place.incarnation: data for place, data in added} == {1: b"oneone", 2: b"two"}
     await committer.close()
 
 

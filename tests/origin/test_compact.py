@@ -1,10 +1,12 @@
 """Compaction moves nothing that a reader could tell; a crash at any point loses nothing."""
 
 import asyncio
+import errno
+import os
 import random
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,9 +17,11 @@ from origin import cleaner, compact, store
 from origin.compact import EXTENT_BYTES_MAX, Joined, Part, join
 from origin.frame import CorruptLog
 from origin.journal import DiskFull, Extent, JournalFailed
+from origin.large import LargeFrames
+from origin.large import kept as kept_files
 from origin.sqlite import SqliteJournal
 from origin.upkeep import Compactor
-from tests.fakes import FailingJournal, FakeClock, failing_disk
+from tests.fakes import FailingJournal, FakeClock, failing_call, failing_disk
 from tests.origin.test_recover import contents, history, state_of, take
 from tests.origin.wired import Wired, wired
 
@@ -386,6 +390,206 @@ async def test_full_disk_waits_and_goes_on(tmp_path: Path) -> None:
             await check(origin, written)
             check_account(tmp_path)
         journal.close()
+
+
+# --- frames in files of their own ----------------------------------------------------------------
+
+
+async def two_large(origin: Wired) -> tuple[bytes, bytes]:
+    """Make one large frame, of which two streams have a part; return what they hold."""
+    for path in ("keep", "drop"):
+        await origin.create(path)
+    kept, dropped = (random.Random(n).randbytes(n * 100_000) for n in (1, 2))
+    await asyncio.gather(origin.append("keep", kept), origin.append("drop", dropped))
+    return kept, dropped
+
+
+def files(folder: Path) -> list[int]:
+    return sorted(int(name) for name in os.listdir(folder / "frames"))
+
+
+async def test_large_frames_of_a_deleted_stream_go(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path)
+    async with wired(journal) as origin:
+        for path in ("stays", "goes"):
+            await origin.create(path, path.encode() * 80_000)
+        settle(origin)
+        assert files(tmp_path) == frames(tmp_path) == [1, 2]
+        await origin.streams.delete("goes")
+        settle(origin)
+        assert files(tmp_path) == [1]
+        assert frames(tmp_path) == [1, origin.ledger.lsn]
+        await check(origin, {"stays": [b"stays" * 80_000]})
+        check_account(tmp_path)
+    journal.close()
+
+
+async def test_what_is_needed_of_a_large_frame_moves_once_most_is_not(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path)
+    async with wired(journal) as origin:
+        kept, dropped = await two_large(origin)
+        settle(origin)
+        assert (files(tmp_path), packs(tmp_path)) == ([origin.ledger.lsn], [])
+        await check(origin, {"keep": [kept], "drop": [dropped]})
+        await origin.streams.delete("drop")
+        settle(origin)
+        assert (files(tmp_path), packs(tmp_path)) == ([], [1])
+        await check(origin, {"keep": [kept]})
+        check_account(tmp_path)
+    journal.close()
+
+
+async def test_reader_finds_what_was_moved_out_of_a_file_under_its_eyes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = SqliteJournal(tmp_path)
+    async with wired(journal) as origin:
+        kept, _ = await two_large(origin)
+        settle(origin)
+        await origin.streams.delete("drop")
+        origin.index()
+        real = journal.read
+        asked: list[int] = []
+
+        def read(places: list[tuple[int, int, int]]) -> object:
+            if not asked:
+                settle(origin)
+            asked.append(places[0][0])
+            return real(places)
+
+        monkeypatch.setattr(journal, "read", read)
+        await check(origin, {"keep": [kept]})
+        assert asked[0] > 0 > asked[1]
+        assert files(tmp_path) == []
+    journal.close()
+
+
+async def test_damaged_file_stays_where_it_is_and_is_never_served(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path)
+    async with wired(journal) as origin:
+        kept, _ = await two_large(origin)
+        settle(origin)
+        (lsn,) = files(tmp_path)
+        content = bytearray((tmp_path / "frames" / str(lsn)).read_bytes())
+        content[content.index(kept[500:600])] ^= 1
+        (tmp_path / "frames" / str(lsn)).write_bytes(content)
+        await origin.streams.delete("drop")
+        settle(origin)
+        assert (files(tmp_path), packs(tmp_path)) == ([lsn], [])
+        with pytest.raises(CorruptLog, match="checksum"):
+            await origin.content("keep")
+    journal.close()
+
+
+async def test_crash_between_a_row_and_its_file_leaves_a_file_that_goes_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Crash(Exception):
+        pass
+
+    def crash(self: LargeFrames, lsns: object) -> bool:
+        shutil.copytree(tmp_path / "live", tmp_path / "dead")
+        raise Crash
+
+    journal = SqliteJournal(tmp_path / "live")
+    async with wired(journal) as origin:
+        kept, _ = await two_large(origin)
+        await origin.streams.delete("drop")
+        with monkeypatch.context() as patch:
+            patch.setattr(LargeFrames, "remove", crash)
+            with pytest.raises(Crash):
+                settle(origin)
+    journal.close()
+    dead = tmp_path / "dead"
+    assert len(files(dead)) == 1
+    assert not set(files(dead)) & set(frames(dead))
+    journal = SqliteJournal(dead)
+    async with wired(journal) as again:
+        await check(again, {"keep": [kept]})
+        settle(again)
+        assert files(dead) == []
+        await check(again, {"keep": [kept]})
+    journal.close()
+
+
+async def test_file_without_a_row_goes_unless_its_row_may_be_on_its_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_FILES_AT_ONCE", 2)
+    journal = SqliteJournal(tmp_path)
+    async with wired(journal) as origin:
+        written = await fill(origin, 9)
+        await origin.append("s0", large := b"x" * 300_000)
+        named = origin.ledger.lsn
+        await origin.append("s0", b"end")
+        written["s0"] += [large, b"end"]
+        last = origin.ledger.lsn
+        for lsn in (1, 2, 3, 4, 5, last + 1):  # of small frames, and of the next one
+            (tmp_path / "frames" / str(lsn)).write_bytes(b"left by a crash")
+        (tmp_path / "frames" / "README").touch()
+        settle(origin)
+        (tmp_path / "frames" / "README").unlink()
+        assert files(tmp_path) == [named, last + 1]
+        await check(origin, written)
+    journal.close()
+
+
+async def test_file_that_is_being_written_is_no_stray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compaction comes by between the file of a commit and its row."""
+    journal = SqliteJournal(tmp_path)
+    put = LargeFrames.put
+    async with wired(journal) as origin:
+        await origin.create("s", b"one")
+        origin.index()
+
+        def late(self: LargeFrames, lsn: int, pieces: Sequence[bytes]) -> bytes:
+            row = put(self, lsn, pieces)
+            while journal.compact():
+                pass
+            return row
+
+        with monkeypatch.context() as patch:
+            patch.setattr(LargeFrames, "put", late)
+            await origin.append("s", large := b"x" * 300_000)
+        settle(origin)
+        await check(origin, {"s": [b"one", large]})
+    journal.close()
+
+
+async def test_backup_under_way_holds_removal_off_and_it_happens_later(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path)
+    async with wired(journal) as origin:
+        kept, _ = await two_large(origin)
+        settle(origin)
+        before = files(tmp_path)
+        await origin.streams.delete("drop")
+        with kept_files(tmp_path):
+            for _ in range(2):
+                settle(origin)
+                assert files(tmp_path) == before
+            assert not set(files(tmp_path)) & set(frames(tmp_path))
+            await check(origin, {"keep": [kept]})
+        settle(origin)
+        settle(origin)
+        assert files(tmp_path) == []
+        await check(origin, {"keep": [kept]})
+    journal.close()
+
+
+async def test_file_that_cannot_be_removed_stops_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = SqliteJournal(tmp_path)
+    async with wired(journal) as origin:
+        await origin.create("s", b"x" * 300_000)
+        await origin.streams.delete("s")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "unlink", failing_call(errno.EIO))
+            with pytest.raises(JournalFailed, match=r"/frames: Input/output error"):
+                settle(origin)
+    journal.close()
 
 
 async def test_compaction_that_fails_stops_the_process() -> None:

@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from origin.frame import (
+    LARGE_BYTES,
     Appended,
     CorruptLog,
     Created,
     Deleted,
+    Encoded,
     Record,
     Trimmed,
     decode_frame,
@@ -89,34 +91,41 @@ SAMPLE: list[Record] = [
     Deleted(2, soft=True),
     Deleted(4, soft=False),
 ]
-FRAME, PLACEMENTS = encode_frame(7, 1_800_000_000_123, SAMPLE)
+
+
+def whole(encoded: Encoded) -> bytes:
+    return b"".join(encoded.pieces)
+
+
+FRAME = whole(encode_frame(7, 1_800_000_000_123, SAMPLE))
 
 
 @settings(deadline=None, max_examples=150)
 @given(COUNTS, COUNTS, st.lists(RECORDS, max_size=8))
 def test_frame_reads_back_as_it_was_written(lsn: int, at_ms: int, records: list[Record]) -> None:
-    frame, placements = encode_frame(lsn, at_ms, records)
-    found = decode_frame(frame, WHERE)
+    encoded = encode_frame(lsn, at_ms, records)
+    found = decode_frame(whole(encoded), WHERE)
     assert (found.lsn, found.at_ms) == (lsn, at_ms)
     assert list(found.records) == records
-    assert list(found.placements) == placements
+    assert list(found.placements) == encoded.placements
 
 
 @settings(deadline=None, max_examples=150)
 @given(st.lists(RECORDS, max_size=8))
 def test_what_a_commit_adds_to_a_stream_is_one_stretch_of_the_frame(records: list[Record]) -> None:
-    frame, placements = encode_frame(1, 0, records)
+    encoded = encode_frame(1, 0, records)
+    frame, placements = whole(encoded), encoded.placements
     added: dict[int, list[bytes]] = {}
     for record in records:
         if not isinstance(record, Deleted | Trimmed) and record.payload:
             own = record.state.incarnation if isinstance(record, Created) else record.incarnation
             added.setdefault(own, []).append(record.payload)
     assert {placement.incarnation for placement in placements} == set(added)
-    for placement in placements:
+    for placement, payload in zip(placements, encoded.payloads, strict=True):
         pieces = added[placement.incarnation]
         assert placement.sizes == tuple(map(len, pieces))
         stretch = frame[placement.at : placement.at + sum(placement.sizes)]
-        assert stretch == b"".join(pieces)
+        assert stretch == payload == b"".join(pieces)
         assert placement.crc == zlib.crc32(stretch)
 
 
@@ -177,18 +186,20 @@ def test_damage_is_found(damaged: bytes) -> None:
 
 
 def sealed(table: bytes, payloads: bytes = b"", table_bytes: int | None = None) -> bytes:
-    """Return a frame with a right checksum around anything."""
-    rest = struct.pack(">QI", 7, len(table) if table_bytes is None else table_bytes)
-    rest += table + payloads
-    return b"HWF1" + struct.pack(">I", zlib.crc32(rest)) + rest
+    """Return a frame with a right checksum of head and table around anything."""
+    rest = struct.pack(">QI", 7, len(table) if table_bytes is None else table_bytes) + table
+    summed = rest if table_bytes is None else (rest + payloads)[: 12 + table_bytes]
+    return b"HWF2" + struct.pack(">I", zlib.crc32(summed)) + rest + payloads
 
 
 def test_sealed_makes_frames() -> None:
-    frame, _ = encode_frame(7, 5, [Deleted(2, soft=True)])
-    assert sealed(b'[5,[["d",2,true]]]') == frame
+    frame = encode_frame(7, 5, [Appended(1, b"one", False, None, None), Deleted(2, soft=True)])
+    table = b'[5,[["a",1,3,false,null,null],["d",2,true]],[%d]]' % zlib.crc32(b"one")
+    assert sealed(table, b"one") == whole(frame)
 
 
-APPEND = b'[5,[["a",1,3,false,null,null]]]'
+ONE = zlib.crc32(b"one")
+APPEND = b'[5,[["a",1,3,false,null,null]],[%d]]' % ONE
 
 
 @pytest.mark.parametrize(
@@ -200,17 +211,108 @@ APPEND = b'[5,[["a",1,3,false,null,null]]]'
         pytest.param(sealed(APPEND, b"one", table_bytes=10**9), id="table-longer-than-the-frame"),
         pytest.param(sealed(APPEND, b"one", table_bytes=5), id="table-cut"),
         pytest.param(sealed(APPEND, b"one", table_bytes=0), id="no-table"),
+        pytest.param(sealed(APPEND, b"onE"), id="payload-of-another-checksum"),
+        pytest.param(sealed(APPEND.replace(b"%d" % ONE, b""), b"one"), id="checksum-missing"),
+        pytest.param(sealed(APPEND.replace(b"%d" % ONE, b"%d,0" % ONE), b"one"), id="one-too-many"),
+        pytest.param(sealed(APPEND.replace(b",[%d]" % ONE, b""), b"one"), id="no-checksums"),
         pytest.param(sealed(b"{"), id="table-is-no-json"),
         pytest.param(sealed(b"{}"), id="table-is-no-array"),
         pytest.param(sealed(b"[5]"), id="table-without-records"),
-        pytest.param(sealed(b'[5,[["x",1,0]]]'), id="unknown-record"),
-        pytest.param(sealed(b'[5,[["x"]]]'), id="unknown-short-record"),
-        pytest.param(sealed(b"[5,[[]]]"), id="empty-record"),
-        pytest.param(sealed(b'[5,[["a",1]]]'), id="short-append"),
-        pytest.param(sealed(b'[5,[["c",{"incarnation":1},0]]]'), id="state-without-fields"),
-        pytest.param(sealed(b'[5,[["a",1,-3,false,null,null]]]'), id="negative-size"),
+        pytest.param(sealed(b'[5,[["x",1,0]],[]]'), id="unknown-record"),
+        pytest.param(sealed(b'[5,[["x"]],[]]'), id="unknown-short-record"),
+        pytest.param(sealed(b"[5,[[]],[]]"), id="empty-record"),
+        pytest.param(sealed(b'[5,[["a",1]],[]]'), id="short-append"),
+        pytest.param(sealed(b'[5,[["c",{"incarnation":1},0]],[]]'), id="state-without-fields"),
+        pytest.param(sealed(b'[5,[["a",1,-3,false,null,null]],[0]]'), id="negative-size"),
     ],
 )
 def test_frame_that_no_version_of_ours_wrote_is_refused_by_name(frame: bytes) -> None:
     with pytest.raises(CorruptLog, match=WHERE):
         decode_frame(frame, WHERE)
+
+
+# --- frames of the earlier version ----------------------------------------------------------------
+
+
+def first_version(table: bytes, payloads: bytes) -> bytes:
+    """Return a frame as it was written before tables had checksums: one covers all of it."""
+    rest = struct.pack(">QI", 7, len(table)) + table + payloads
+    return b"HWF1" + struct.pack(">I", zlib.crc32(rest)) + rest
+
+
+EARLIER = first_version(
+    b'[5,[["a",1,3,false,["p",0,5],"b"],["a",2,3,true,null,null],["d",3,true],["t",2,1]]]',
+    b"one" + b"two",
+)
+
+
+def test_frame_of_the_earlier_version_is_still_read() -> None:
+    found = decode_frame(EARLIER, WHERE)
+    assert (found.lsn, found.at_ms) == (7, 5)
+    assert list(found.records) == [
+        Appended(1, b"one", False, ProducerKey("p", 0, 5), "b"),
+        Appended(2, b"two", True, None, None),
+        Deleted(3, soft=True),
+        Trimmed(2, 1),
+    ]
+    first, second = found.placements
+    assert EARLIER[first.at :] == b"onetwo"
+    assert (first.sizes, first.crc, second.at) == ((3,), zlib.crc32(b"one"), first.at + 3)
+
+
+def test_every_flipped_bit_of_the_earlier_version_is_found() -> None:
+    for bit in range(len(EARLIER) * 8):
+        damaged = bytearray(EARLIER)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(CorruptLog, match=WHERE):
+            decode_frame(bytes(damaged), WHERE)
+
+
+# --- large ones -----------------------------------------------------------------------------------
+
+
+def appends(*sizes: int) -> list[Record]:
+    return [
+        Appended(n % 3 + 1, bytes([n % 256]) * size, False, None, None)
+        for n, size in enumerate(sizes)
+    ]
+
+
+def test_frame_is_one_piece_until_it_is_large() -> None:
+    """Large are all of its bytes, head and table included."""
+    head_bytes = encode_frame(7, 5, appends(100_000)).size - 100_000
+    below = encode_frame(7, 5, appends(LARGE_BYTES - head_bytes - 1))
+    assert (len(below.pieces), below.size) == (1, LARGE_BYTES - 1)
+    large = encode_frame(7, 5, appends(LARGE_BYTES - head_bytes))
+    assert (len(large.pieces), large.size) == (2, LARGE_BYTES)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param((400_000,), id="one append"),
+        pytest.param((200_000, 200_000, 200_000), id="three streams"),
+        pytest.param((100_000,) * 12, id="several extents of each stream"),
+        pytest.param((100,) * 5000, id="many small ones"),
+        pytest.param((0,) * 12_000, id="a long table and nothing else"),
+    ],
+)
+def test_pieces_of_a_large_frame_are_the_frame(sizes: tuple[int, ...]) -> None:
+    records = appends(*sizes)
+    encoded = encode_frame(7, 5, records)
+    assert list(encoded.pieces[1:]) == list(encoded.payloads)
+    assert encoded.size == len(whole(encoded)) >= LARGE_BYTES
+    found = decode_frame(whole(encoded), WHERE)
+    assert list(found.records) == records
+    assert list(found.placements) == encoded.placements
+
+
+def test_flipped_bit_of_a_large_payload_is_found_and_named_by_its_extent() -> None:
+    encoded = encode_frame(7, 5, appends(200_000, 200_000))
+    frame = whole(encoded)
+    for placement in encoded.placements:
+        for at in (placement.at, placement.at + 100_000, placement.at + 199_999):
+            damaged = bytearray(frame)
+            damaged[at] ^= 0x10
+            with pytest.raises(CorruptLog, match=rf"{WHERE}: byte {placement.at}: checksum .{{8}}"):
+                decode_frame(bytes(damaged), WHERE)

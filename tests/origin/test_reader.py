@@ -202,7 +202,7 @@ def journal_with(damage: str) -> tuple[Journal, Extent]:
         "moved": b"hea" + payload + b"d",
         "gone": b"",
     }
-    journal.append(1, stored[damage])
+    journal.append(1, [stored[damage]])
     return journal, extent
 
 

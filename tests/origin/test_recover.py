@@ -167,7 +167,7 @@ async def test_start_without_the_index_finds_the_same() -> None:
         before, texts = state_of(origin), await contents(origin)
     bare = MemoryJournal()
     for lsn, frame in journal.frames(0):
-        bare.append(lsn, frame)
+        bare.append(lsn, [frame])
     async with wired(bare, clock) as again:
         assert state_of(again) == before
         assert await contents(again) == texts
@@ -282,11 +282,14 @@ async def test_index_that_fails_stops_the_process() -> None:
 STATE = StreamState("s", 1, "text/plain", NEVER, 0)
 
 
+def frame_of(lsn: int, records: list[Record]) -> bytes:
+    return b"".join(encode_frame(lsn, 0, records).pieces)
+
+
 def journal_of(*frames: list[Record] | bytes) -> MemoryJournal:
     journal = MemoryJournal()
     for lsn, frame in enumerate(frames, 1):
-        body = frame if isinstance(frame, bytes) else encode_frame(lsn, 0, frame)[0]
-        journal.append(lsn, body)
+        journal.append(lsn, [frame if isinstance(frame, bytes) else frame_of(lsn, frame)])
     return journal
 
 
@@ -306,7 +309,7 @@ FORK = StreamState("f", 2, "text/plain", NEVER, 0, ForkPoint("s", 1, 0, None, 0)
         ([[Created(STATE, b"")], [Deleted(1, False)], [append(1)]], "frame 3: names stream 1"),
         ([[Created(STATE, b"")], b"HWF1"], "frame 2: 4 bytes are too few"),
         ([[Created(STATE, b"")], b"\0" * 100], "frame 2: begins with"),
-        ([[Created(STATE, b"")], encode_frame(7, 0, [append(1)])[0]], "frame 2: .* frame 7"),
+        ([[Created(STATE, b"")], frame_of(7, [append(1)])], "frame 2: .* frame 7"),
         ([[Created(FORK, b"")]], "'f' lacks its fork source"),
     ],
     ids=[
@@ -333,7 +336,7 @@ def test_flipped_bit_anywhere_in_a_frame_is_refused() -> None:
         append(1, b"payload"),
         Appended(1, b"more", True, ProducerKey("p", 1, 2), "seq"),
     ]
-    frame = encode_frame(1, 0, records)[0]
+    frame = frame_of(1, records)
     for at in range(len(frame)):
         broken = bytearray(frame)
         broken[at] ^= 1 << at % 8
@@ -342,7 +345,7 @@ def test_flipped_bit_anywhere_in_a_frame_is_refused() -> None:
 
 
 def test_frame_of_another_length_is_refused() -> None:
-    frame = encode_frame(1, 0, [Created(STATE, b"abc")])[0]
+    frame = frame_of(1, [Created(STATE, b"abc")])
     for broken in (frame[:-1], frame + b"\0", frame[:20]):
         with pytest.raises(CorruptLog, match="frame 1"):
             recover(journal_of(broken), "journal")

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from origin import cleaner
 from origin.check import check
-from origin.journal import DiskFull, Journal
+from origin.journal import Deadline, DiskFull, Journal, Overdue
 from origin.memory import MemoryJournal
 from origin.sqlite import SqliteJournal
 from origin.trimmer import Trimmer
@@ -256,3 +257,27 @@ async def test_reader_of_what_is_trimmed_meanwhile_is_told(tmp_path: Path) -> No
             await origin.reads._read_from(stale, stale.offset_at(0), 0)
         await asyncio.sleep(0)
     journal.close()
+
+
+async def test_look_that_is_cancelled_has_ended_before_the_journal_is_closed() -> None:
+    going, may_end, ended = threading.Event(), threading.Event(), False
+
+    class Slow(MemoryJournal):
+        def overdue(self, now_ms: int, after: Deadline, limit: int) -> list[Overdue]:
+            nonlocal ended
+            going.set()
+            may_end.wait()
+            ended = True
+            return []
+
+    async with wired(Slow()) as origin:
+        made = trimmer(origin)
+        turn = asyncio.create_task(made.turn())
+        await asyncio.to_thread(going.wait)
+        turn.cancel()
+        finishing = asyncio.create_task(made.finish())
+        await asyncio.wait([turn])
+        assert not finishing.done()
+        may_end.set()
+        await finishing
+        assert ended

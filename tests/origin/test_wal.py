@@ -42,7 +42,7 @@ def kill(folder: Path, *, checkpoint_after: int = 0) -> Killed:
     live, dead = folder / "live", folder / "dead"
     journal = SqliteJournal(live)
     for lsn in range(1, len(SIZES) + 1):
-        journal.append(lsn, body(lsn))
+        journal.append(lsn, [body(lsn)])
         if lsn == checkpoint_after:
             journal.apply(Batch(0, 1))
     shutil.copytree(live, dead)
@@ -207,14 +207,14 @@ def test_rests_of_commits_that_several_crashes_tore_are_no_damage(tmp_path: Path
     """Each was written over the one before it, and ends in a frame that says so."""
     journal = SqliteJournal(tmp_path / "live")
     for lsn in range(1, 6):
-        journal.append(lsn, body(lsn))
+        journal.append(lsn, [body(lsn)])
     shutil.copytree(tmp_path / "live", tmp_path / "dead")
     place = (tmp_path / "dead" / "journal.db-wal").stat().st_size
-    journal.append(6, body(6))
+    journal.append(6, [body(6)])
     long = (tmp_path / "live" / "journal.db-wal").read_bytes()
     journal.close()
     other = SqliteJournal(tmp_path / "dead")
-    other.append(6, b"another")
+    other.append(6, [b"another"])
     shutil.copytree(tmp_path / "dead", tmp_path / "torn")
     other.close()
     log = bytearray((tmp_path / "torn" / "journal.db-wal").read_bytes())
@@ -252,9 +252,9 @@ def test_frames_of_an_earlier_use_of_the_file_are_no_commits(tmp_path: Path) -> 
     """After a checkpoint the log begins anew in the same file, over the old frames."""
     journal = SqliteJournal(tmp_path / "live")
     for lsn in range(1, 4):
-        journal.append(lsn, body(lsn))
+        journal.append(lsn, [body(lsn)])
     journal.apply(Batch(0, 1))
-    journal.append(4, body(4))
+    journal.append(4, [body(4)])
     shutil.copytree(tmp_path / "live", tmp_path / "dead")
     journal.close()
     log = tmp_path / "dead" / "journal.db-wal"

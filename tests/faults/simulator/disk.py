@@ -2,9 +2,9 @@
 
 The process's own view is real files; this keeps, beside them, what the platters hold. A write, a
 truncation, a creation or a deletion is pending until it is synced. When the power fails, any of
-what is pending may be there or not, in any order, torn between sectors; directory operations are
-kept in their order, as file systems keep theirs. When only the process dies, all of it is still on
-its way.
+what is pending may be there or not, in any order, torn between sectors; what is done to the names
+of one folder is kept in its order, as file systems keep theirs. When only the process dies, all of
+it is still on its way.
 
 Two things are left out. A kernel that goes on showing what it failed to write: no log that is read
 through the kernel's cache survives that. And a full disk that keeps the first half of what was to
@@ -17,6 +17,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Final, Literal
 
 SECTOR_BYTES: Final = 512  # what a disk writes whole, or not at all
@@ -88,9 +89,17 @@ class Inode:
         return Inode(bytearray(self.durable), list(self.pending), len(self.content()))
 
 
+def folder_of(name: str) -> str:
+    """Return in which folder a name is; the data folder is ""."""
+    return name.rpartition("/")[0]
+
+
 @dataclass(slots=True)
 class Files:
-    """What is in the folder: as processes see it, and as the disk has it."""
+    """What is in the data folder: as processes see it, and as the disk has it.
+
+    A folder in it is an empty file, and what is in that has both names: "frames/17".
+    """
 
     live: dict[str, Inode] = field(default_factory=dict)
     durable: dict[str, Inode] = field(default_factory=dict)
@@ -104,9 +113,29 @@ class Files:
             self.live[name] = inode
         self.pending.append((name, inode))
 
-    def sync(self) -> None:
-        self.durable = dict(self.live)
-        self.pending.clear()
+    def sync(self, folder: str) -> None:
+        """Make the names in one folder durable, as they are now."""
+        others = {name: i for name, i in self.durable.items() if folder_of(name) != folder}
+        here = {name: i for name, i in self.live.items() if folder_of(name) == folder}
+        self.durable = others | here
+        self.pending = [change for change in self.pending if folder_of(change[0]) != folder]
+
+    def fail(self, random_: random.Random) -> list[str]:
+        """Let chance decide which of the pending names are on disk; return those that are not."""
+        lost: list[str] = []
+        for folder in dict.fromkeys(folder_of(name) for name, _ in self.pending):
+            pending = [change for change in self.pending if folder_of(change[0]) == folder]
+            kept = random_.randint(0, len(pending))
+            for name, inode in pending[:kept]:
+                if inode is None:
+                    del self.durable[name]
+                else:
+                    self.durable[name] = inode
+            lost += [name for name, _ in pending[kept:]]
+        for name in [n for n in self.durable if (folder_of(n) or n) not in self.durable]:
+            del self.durable[name]  # with the folder that it was in
+        self.live, self.pending = dict(self.durable), []
+        return lost
 
     def copy(self) -> Files:
         """Copy it whole: two names of one file stay so."""
@@ -145,7 +174,7 @@ class Disk:
         """
         self._files = files
         self._random = random_
-        self._events = events
+        self.events = events
         self._turn = turn
         self.calls = {"any": 0, "sync": 0}  # that change something
         self.crash_at: tuple[Counted, int, How] | None = None  # before which of them
@@ -155,7 +184,7 @@ class Disk:
         self.left: Files | None = None  # what the next life finds; None: this one goes on
         self.fault: Fault | None = None
         self.room_bytes: int | None = None  # None: plenty
-        self.forgets_syncs_of: str | None = None  # the broken disk of a mutation check
+        self.forgets_syncs_of: str | None = None  # a pattern: the broken disk of a mutation check
         self.failed_syncs: list[str] = []
 
     @property
@@ -167,7 +196,7 @@ class Disk:
         """End the life of the process, or of the whole machine."""
         if self.over:
             return
-        self._events["crash: " + how] += 1
+        self.events["crash: " + how] += 1
         self.how = how
         self.left = self._files.copy() if how == "kill" else self._lose_power(self._files.copy())
         self.on_crash()
@@ -178,10 +207,10 @@ class Disk:
             self.left = self._files.copy()
         return self.left
 
-    # --- what SQLite calls -----------------------------------------------------------------------
+    # --- what SQLite and the product call --------------------------------------------------------
 
     def open(self, name: str) -> tuple[Inode, bool]:
-        """Return a file, and whether it is new."""
+        """Return a file or a folder, and whether it is new."""
         self._step()
         there = self._files.live.get(name)
         if there is not None:
@@ -197,7 +226,7 @@ class Disk:
             return
         self._files.put(name, None)
         if sync:
-            self._files.sync()
+            self._files.sync(folder_of(name))
 
     def read(self) -> None:
         self._turn()
@@ -218,7 +247,7 @@ class Disk:
                     # A part of it is there if the file was to grow; in its place lies no other.
                     part = self.room_bytes if offset >= inode.size else 0
                     data, error = data[:part], NoRoom()
-                    self._events["disk full"] += 1
+                    self.events["disk full"] += 1
                 self.room_bytes -= len(data)
             if self._fails("write"):
                 sectors = [piece.data for piece in Write(offset, data).sectors()]
@@ -249,9 +278,9 @@ class Disk:
             folder: whether its name is made durable with it.
         """
         self._step("sync")
-        if self.over or (self.forgets_syncs_of and name.startswith(self.forgets_syncs_of)):
+        if self.over or self._forgets(name):
             return told
-        self._events["sync"] += 1
+        self.events["sync"] += 1
         if self._fails("sync"):
             inode.failures += 1
             self._settle(inode)
@@ -262,16 +291,24 @@ class Disk:
             change.apply(inode.durable)
         inode.pending.clear()
         if folder:
-            self._files.sync()
+            self._files.sync(folder_of(name))
         return told
 
-    def sync_folder(self) -> None:
+    def sync_folder(self, name: str) -> None:
+        """Make durable which names are in a folder: not what is in those files, nor its own."""
         self._step("sync")
-        if not self.over:
-            self._files.sync()
+        if self.over or self._forgets(name):
+            return
+        if self._fails("sync"):
+            self.failed_syncs.append(name)
+            raise BadDisk("sync")
+        self._files.sync(name)
 
     def inode(self, name: str) -> Inode:
         return self._files.live[name]
+
+    def _forgets(self, name: str) -> bool:
+        return self.forgets_syncs_of is not None and fnmatchcase(name, self.forgets_syncs_of)
 
     # --- chance ----------------------------------------------------------------------------------
 
@@ -294,24 +331,18 @@ class Disk:
         if fault.nth > 0:
             return False
         fault.met = True
-        self._events["input/output error: " + call] += 1
+        self.events["input/output error: " + call] += 1
         return True
 
     def _lose_power(self, files: Files) -> Files:
-        kept = self._random.randint(0, len(files.pending))
-        for name, inode in files.pending[:kept]:
-            if inode is None:
-                del files.durable[name]
-            else:
-                files.durable[name] = inode
-        lost = [name for name, _ in files.pending[kept:]]
-        self._events["lost name"] += len(lost)
-        pending = {name: len(inode.pending) for name, inode in files.durable.items()}
+        lost = files.fail(self._random)
+        self.events["lost name"] += len(lost)
+        pending = {name: len(i.pending) for name, i in files.live.items() if i.pending}
         self.lost = f"names lost: {lost}, changes in doubt: {pending}"
-        for inode in files.durable.values():
+        for inode in files.live.values():
             self._settle(inode)
             inode.size = len(inode.durable)
-        return Files(dict(files.durable), dict(files.durable))
+        return files
 
     def _settle(self, inode: Inode) -> None:
         """Let chance decide what of the pending changes is on disk; nothing is pending then."""
@@ -319,7 +350,7 @@ class Disk:
         inode.pending = []
         if not pending:
             return
-        self._events["unsynced changes"] += len(pending)
+        self.events["unsynced changes"] += len(pending)
         match random_.randrange(5):
             case 0:
                 kept: list[Write | Cut] = []
@@ -330,7 +361,7 @@ class Disk:
             case _:  # in any order, so any of them
                 share = random_.choice([0.1, 0.5, 0.9])
                 kept = [change for change in pending if random_.random() < share]
-        self._events["lost write"] += len(pending) - len(kept)
+        self.events["lost write"] += len(pending) - len(kept)
         torn = random_.randrange(len(kept)) if kept and random_.random() < 0.6 else None
         for number, change in enumerate(kept):
             pieces: list[Write | Cut] = [change]
@@ -340,6 +371,6 @@ class Disk:
                 picked = random_.sample(range(len(sectors)), cut)
                 whole = random_.random() < 0.5
                 pieces = [*sectors[:cut]] if whole else [sectors[n] for n in sorted(picked)]
-                self._events["torn write"] += len(pieces) < len(sectors)
+                self.events["torn write"] += len(pieces) < len(sectors)
             for piece in pieces:
                 piece.apply(inode.durable)

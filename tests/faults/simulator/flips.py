@@ -6,6 +6,7 @@ import random
 import struct
 from typing import Final
 
+from origin.large import FOLDER
 from tests.faults.simulator.disk import Files
 
 _DATABASES: Final = ("journal.db", "packs.db", "index.db")
@@ -14,14 +15,17 @@ _FRAME: Final = struct.Struct(">II8sII")  # page, pages after commit or 0, salts
 _LITTLE: Final = b"\x37\x7f\x06\x82"  # checksums are of little-endian words
 
 
-def flip(files: Files, random_: random.Random) -> tuple[Files, str] | None:
-    """Return files of which one has a flipped bit, and where; None: nothing could tell it.
+def flip(files: Files, random_: random.Random) -> tuple[Files, str, int] | None:
+    """Return files of which one has a flipped bit, which, and at what byte; None: nothing could
+    tell it.
 
     The last whole commit of a log is left alone: damage there is what a crash in the middle of a
     commit looks like.
     """
     ours = [name for name in files.live if name.startswith(_DATABASES)]
     names = [name for name in ours if files.live[name].content()]
+    if frames := [name for name in files.live if name.startswith(f"{FOLDER}/")]:
+        names.append(random_.choice(frames))
     if not names:
         return None
     damaged = files.copy()
@@ -29,12 +33,15 @@ def flip(files: Files, random_: random.Random) -> tuple[Files, str] | None:
     inode = damaged.live[name]
     content = inode.content()
     # Where something is written: most of a small database is empty, and no harm comes of that.
-    at = random_.choice([at for at, byte in enumerate(content) if byte])
+    written = [at for at, byte in enumerate(content) if byte]
+    if not written:
+        return None
+    at = random_.choice(written)
     if name.endswith("-wal") and at >= _last_commit(bytes(content)):
         return None
     content[at] ^= 1 << random_.randrange(8)
     inode.durable, inode.pending = content, []
-    return damaged, f"{name}: byte {at} of {len(content)}"
+    return damaged, name, at
 
 
 def _last_commit(log: bytes) -> int:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 from unittest.mock import patch
 
 import apsw
@@ -18,6 +20,7 @@ from origin.app import open_origin
 from origin.frame import CorruptLog
 from origin.handlers import Handlers
 from origin.journal import Journal, JournalFailed
+from origin.large import FOLDER, LARGE_ROWS
 from origin.sqlite import FILES, SqliteJournal
 from shared.config import Settings
 from shared.protocol.errors import Unavailable
@@ -26,10 +29,14 @@ from tests.fakes import NOON_MS
 from tests.faults.simulator.audit import audit
 from tests.faults.simulator.clients import Clients, Died, Session, path_of
 from tests.faults.simulator.disk import Disk, Files
-from tests.faults.simulator.known import Violation
+from tests.faults.simulator.known import Violation, insist
 from tests.faults.simulator.plan import CLIENTS, PATHS, Life, Plan
 from tests.faults.simulator.turns import Loop, Turns, instead_of_threads
 from tests.faults.simulator.vfs import mounted
+
+# Some large frames are written in more than one turn, and some listings are read so.
+_BUFFER_BYTES: Final = 8192
+_FILES_AT_ONCE: Final = 3
 
 
 class _Clock:
@@ -72,12 +79,12 @@ class World:
     lives: int = 0
 
 
-def live(world: World, life: Life, *, audited: bool = False, damaged: bool = False) -> None:
+def live(world: World, life: Life, *, audited: bool = False, damaged: str | None = None) -> None:
     """Go through one life, on what earlier ones left.
 
     Args:
         audited: whether it ends with an audit.
-        damaged: whether what it finds may be refused, if it is said what and where.
+        damaged: a file of which what it finds may be refused, if it is said what and where.
 
     Raises:
         Violation: the server broke a promise.
@@ -85,8 +92,11 @@ def live(world: World, life: Life, *, audited: bool = False, damaged: bool = Fal
     world.lives += 1
     folder = world.folder / str(world.lives)
     folder.mkdir()
-    for name, inode in world.files.live.items():
-        (folder / name).write_bytes(inode.content())
+    for name, inode in sorted(world.files.live.items()):  # folders come before what is in them
+        if name == FOLDER:
+            (folder / name).mkdir()
+        else:
+            (folder / name).write_bytes(inode.content())
     turns = Turns(world.random_, world.now_s)
     disk = Disk(world.files, world.random_, world.events, turns.maybe_switch)
     disk.forgets_syncs_of = world.forgets_syncs_of
@@ -120,7 +130,7 @@ class _Life:
         disk: Disk,
         folder: Path,
         audited: bool,
-        damaged: bool,
+        damaged: str | None,
     ) -> None:
         self._world = world
         self._life = life
@@ -132,6 +142,7 @@ class _Life:
         self._books = world.clients.books
         self._ended = asyncio.Event()
         self._broken: Violation | None = None
+        self._may_stay: set[int] = set()  # files of large frames that had no row at the start
 
     async def run(self, vfs: str) -> None:
         loop = asyncio.get_running_loop()
@@ -152,6 +163,11 @@ class _Life:
         except (CorruptLog, JournalFailed) as error:
             self._refused(error)
             return
+        if self._damaged is None and not disk.over:
+            strays, last = self._strays()
+            events["large frame: a file without a row"] += len(strays)
+            # The next frame's: it is written over, or its file is left for the start after this.
+            self._may_stay = {lsn for lsn in strays if lsn >= last}
         try:
             await self._serve(journal)
         except CorruptLog as error:
@@ -170,13 +186,31 @@ class _Life:
         else:
             self._books.died(clean=True)
             events["stop"] += 1
+            if self._life.rests:
+                left = self._strays()[0] - self._may_stay
+                insist(not left, f"the files of frames {left} are still there, and no rows")
         if self._broken is not None:
             raise self._broken
+
+    def _strays(self) -> tuple[set[int], int]:
+        """Return which large frames have no row, and the last frame; looks past the disk.
+
+        Raises:
+            Violation: some have a row, and no file.
+        """
+        there = {int(path.name) for path in (self._folder / FOLDER).iterdir()}
+        path = str(self._folder / FILES[0])
+        journal = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY, vfs="unix")
+        named = {lsn for (lsn,) in journal.execute(LARGE_ROWS)}
+        ((last,),) = journal.execute("SELECT coalesce(max(lsn), 0) FROM frame")
+        journal.close()
+        insist(named <= there, f"large frames {named - there} have rows, and no files")
+        return there - named, last
 
     def _refused(self, error: Exception) -> None:
         """A start may be refused for what befell it, and for nothing else."""
         self._world.trace(f"refused to start: {error}")
-        if self._damaged:
+        if self._damaged is not None:
             self._reported(error)
             return
         excused = self._fault_met() or self._life.room_bytes is not None
@@ -213,7 +247,7 @@ class _Life:
                     raise
                 self._broken = error
             except CorruptLog as error:
-                if self._damaged:
+                if self._damaged is not None:
                     self._reported(error)
                 elif not disk.over and not self._fault_met():
                     raise Violation(f"a read: {error}") from error
@@ -250,10 +284,15 @@ class _Life:
                 await audit(self._books, origin, paths, self._alive)
 
     def _reported(self, error: BaseException) -> None:
-        named = any(name in str(error) for name in (*FILES, "frame", "pack"))
+        assert self._damaged is not None
+        folder, _, lsn = self._damaged.rpartition("/")
+        if folder:
+            named = re.search(rf"\bframe {lsn}\b", str(error)) is not None
+        else:
+            named = any(name in str(error) for name in (*FILES, "frame", "pack"))
         if not isinstance(error, CorruptLog | JournalFailed) or not named:
             raise Violation(f"damage is not named: {error!r}") from error
-        self._world.events["flipped bit reported"] += 1
+        self._world.events["flipped bit reported" + (": large frame" if folder else "")] += 1
 
     def _fault_met(self) -> bool:
         return self._life.fault is not None and self._life.fault.met
@@ -275,7 +314,7 @@ class _Life:
         if self._disk.over:
             return
         self._world.trace(f"stopped itself: {error}")
-        if self._damaged:
+        if self._damaged is not None:
             self._reported(error)
         elif not self._fault_met():
             self._broken = Violation(f"the origin stopped itself: {error!r}")
@@ -289,6 +328,10 @@ def _small(plan: Plan) -> Iterator[None]:
     with (
         patch("origin.sqlite._WAL_BYTES_MAX", plan.wal_bytes_max),
         patch("origin.sqlite._WAL_BYTES_STEP", plan.wal_bytes_max // 4),
+        patch("origin.sqlite.LARGE_BYTES", plan.large_bytes),
+        patch("origin.frame.LARGE_BYTES", plan.large_bytes),
+        patch("origin.large._BUFFER_BYTES", _BUFFER_BYTES),
+        patch("origin.store._FILES_AT_ONCE", _FILES_AT_ONCE),
         patch("origin.commit._FRAME_BYTES_MAX", plan.frame_bytes_max),
         patch("origin.reader._RECENT_BYTES_MAX", plan.recent_bytes_max),
         patch("origin.cleaner._WORTH_BYTES", 0 if plan.compacts else 1 << 60),

@@ -4,7 +4,7 @@ nothing."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final
@@ -14,15 +14,26 @@ import apsw
 
 from origin.commit import Committer
 from origin.database import Database
-from origin.frame import Appended, Deleted, Placement, Record, encode_frame
+from origin.frame import Appended, Deleted, Encoded, Record, encode_frame
 from origin.journal import DiskFull, JournalFailed
+from origin.large import FOLDER
 from origin.sqlite import SqliteJournal
 from tests.faults.simulator.runner import Broken
 
 
 def without_fsync() -> Broken:
     """The journal's fsync does nothing."""
-    return Broken(forgets_syncs_of="journal.db")
+    return Broken(forgets_syncs_of="journal.db*")
+
+
+def large_frame_without_sync() -> Broken:
+    """What is written to the file of a large frame is not synced, and its name is."""
+    return Broken(forgets_syncs_of=f"{FOLDER}/*")
+
+
+def large_frame_without_name() -> Broken:
+    """What is written to the file of a large frame is synced, and its name is not."""
+    return Broken(forgets_syncs_of=FOLDER)
 
 
 def synchronous_normal() -> Broken:
@@ -40,7 +51,7 @@ def failed_fsync_tried_again() -> Broken:
     """A commit whose fsync failed counts as refused, and the process goes on."""
     append = SqliteJournal.append
 
-    def lightly(self: SqliteJournal, lsn: int, frame: bytes) -> None:
+    def lightly(self: SqliteJournal, lsn: int, frame: Sequence[bytes]) -> None:
         try:
             append(self, lsn, frame)
         except JournalFailed as error:
@@ -83,7 +94,7 @@ def pages_not_verified() -> Broken:
 def _producers_later() -> Iterator[None]:
     held: list[Appended] = []
 
-    def encode(lsn: int, at_ms: int, records: Iterable[Record]) -> tuple[bytes, list[Placement]]:
+    def encode(lsn: int, at_ms: int, records: Iterable[Record]) -> Encoded:
         now: list[Record] = list(held)
         held.clear()
         for record in records:
@@ -107,4 +118,6 @@ MUTANTS: Final[dict[str, Callable[[], Broken]]] = {
     "producer state goes into a second commit": producers_in_a_second_commit,
     "an append is acknowledged before it is durable": acknowledged_before_durable,
     "checksums of pages are not verified": pages_not_verified,
+    "the file of a large frame is not synced before its row": large_frame_without_sync,
+    "the name of a large frame's file is not synced": large_frame_without_name,
 }

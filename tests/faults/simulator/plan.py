@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
+from origin.frame import LARGE_BYTES
 from tests.faults.simulator.disk import Call, Fault, How
 
 CLIENTS: Final = 4
@@ -80,6 +81,7 @@ class Life:
     end: End
     fault: Fault | None
     room_bytes: int | None  # when it starts
+    rests: bool = False  # so long that all is done that there is to do beside requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ class Plan:
     recent_bytes_max: int
     compacts: bool  # whatever there is, as soon as there is anything
     hot_streams: int
+    large_bytes: int  # from which size on a frame has a file of its own
 
 
 def draw(seed: int) -> Plan:
@@ -111,30 +114,17 @@ def draw(seed: int) -> Plan:
         recent_bytes_max=random_.choice([1000, 64 * 1024 * 1024]),
         compacts=random_.random() < 0.5,
         hot_streams=random_.choice([1, 1000]),
+        large_bytes=int(100 * 20 ** random_.random()) if random_.random() < 0.5 else LARGE_BYTES,
     )
 
 
 def only(plan: Plan, numbers: Collection[int]) -> Plan:
     """Return a plan without the other steps."""
     lives = tuple(
-        Life(
-            tuple(step for step in life.steps if step.number in numbers),
-            life.end,
-            life.fault,
-            life.room_bytes,
-        )
+        replace(life, steps=tuple(step for step in life.steps if step.number in numbers))
         for life in plan.lives
     )
-    return Plan(
-        lives,
-        plan.registry,
-        plan.chunk_bytes,
-        plan.wal_bytes_max,
-        plan.frame_bytes_max,
-        plan.recent_bytes_max,
-        plan.compacts,
-        plan.hot_streams,
-    )
+    return replace(plan, lives=lives)
 
 
 def _steps(random_: random.Random) -> Iterator[Step]:

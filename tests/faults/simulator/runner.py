@@ -8,7 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -17,14 +17,14 @@ from tests.faults.simulator.clients import Clients
 from tests.faults.simulator.disk import Files
 from tests.faults.simulator.flips import flip
 from tests.faults.simulator.life import World, live
-from tests.faults.simulator.plan import End, Life, Plan, draw, only
+from tests.faults.simulator.plan import End, Life, Plan, Step, draw, only
 
 
 @dataclass(slots=True)
 class Broken:
     """What the product itself is made to do wrong, for the simulator to find."""
 
-    forgets_syncs_of: str | None = None  # files whose fsync does nothing
+    forgets_syncs_of: str | None = None  # a pattern of names: their fsync does nothing
     product: AbstractContextManager[object] = field(default_factory=nullcontext)
 
 
@@ -40,6 +40,8 @@ class Outcome:
 
 
 _LAST: Final = Life((), End("stop", None), None, None)
+_WAIT: Final = Step(-1, client=0, pause_s=60, kind="wait", path=0, dice=(0,))
+_RESTED: Final = replace(_LAST, steps=(_WAIT,), rests=True)
 _FLIPS: Final = 4  # at the end of each seed
 
 
@@ -48,11 +50,11 @@ def _flip(world: World, files: Files, books: Books) -> None:
     flipped = flip(files, world.random_)
     if flipped is None:
         return
-    kept, (world.files, where) = (world.files, world.clients.books), flipped
+    kept, (world.files, name, at) = (world.files, world.clients.books), flipped
     world.clients.books = books.copy()
-    world.trace(f"flipped a bit of {where}")
-    world.events["flipped bit"] += 1
-    live(world, _LAST, audited=True, damaged=True)
+    world.trace(f"flipped a bit of {name}: byte {at}")
+    world.events["flipped bit: large frame" if "/" in name else "flipped bit"] += 1
+    live(world, _LAST, audited=True, damaged=name)
     world.files, world.clients.books = kept
 
 
@@ -84,8 +86,8 @@ def run(seed: int, steps: Collection[int] | None = None, broken: Broken | None =
             for life in plan.lives:
                 live(world, life)
             left = (world.files.copy(), books.copy())
-            for _ in range(2):
-                live(world, _LAST, audited=True)
+            for last in (_RESTED, _LAST):
+                live(world, last, audited=True)
             for _ in range(_FLIPS):
                 _flip(world, *(left if world.random_.random() < 0.5 else (world.files, books)))
     except Exception as error:

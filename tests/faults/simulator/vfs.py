@@ -1,4 +1,4 @@
-"""The simulated disk as a file system for SQLite, and for the few calls that the product makes."""
+"""The simulated disk as a file system for SQLite."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
-from unittest.mock import patch
 
 import apsw
 
 from origin.database import load_sums
-from tests.faults.simulator.disk import BadDisk, Disk, Inode, NoRoom
+from tests.faults.simulator.disk import BadDisk, Disk, NoRoom
+from tests.faults.simulator.system import system
 
 # SQLite's own files, whose creation its first sync of them makes durable (os_unix.c).
 _SYNCED_WITH_FOLDER: Final = apsw.SQLITE_OPEN_WAL | apsw.SQLITE_OPEN_MAIN_JOURNAL
@@ -112,7 +112,7 @@ class _Vfs(apsw.VFS):
 def mounted(
     disk: Disk, folder: Path, random_: random.Random, sleep: Callable[[float], None]
 ) -> Iterator[str]:
-    """Let SQLite, and fsync, use the disk while the block runs; yield the name of a VFS.
+    """Let SQLite and the product use the disk while the block runs; yield the name of a VFS.
 
     That is the one that sums pages, on top of the disk: what a crash leaves has sums as well.
     """
@@ -120,29 +120,11 @@ def mounted(
     vfs = _Vfs(f"simulated-{id(disk)}", disk, random_, sleep)
     apsw.randomness(0)  # begins anew, from ours
     load_sums()
-    fsync = os.fsync
-
-    def simulated_fsync(fd: int) -> None:
-        path = Path(os.readlink(f"/proc/self/fd/{fd}"))
-        if path == folder:
-            disk.sync_folder()
-        elif path.parent == folder:
-            _fsync_file(disk, disk.inode(path.name), path.name)
-        else:
-            fsync(fd)
-
     try:
-        with patch("os.fsync", simulated_fsync):
+        with system(disk, folder):
             yield _SUMS
     finally:
         apsw.unregister_vfs(_SUMS)
         vfs.unregister()
         load_sums()
         apsw.randomness(0)
-
-
-def _fsync_file(disk: Disk, inode: Inode, name: str) -> None:
-    try:
-        disk.sync(inode, name, inode.failures, folder=False)
-    except BadDisk as error:
-        raise OSError(5, str(error)) from None
