@@ -26,7 +26,6 @@ from shared.descriptors import claim_descriptors
 from shared.protocol.caching import CachePolicy
 from shared.protocol.chunk import Chunk
 from shared.reading import LiveTimes, Reading
-from shared.redis_bus import RedisSubscriber
 from shared.sockets import listen_tcp, listen_unix
 from shared.tracing import open_tracer
 from shared.unix_bus import UnixSubscriber
@@ -39,6 +38,8 @@ if TYPE_CHECKING:
 def subscriber(settings: Settings) -> Subscriber | None:
     """Return the bus that an edge hears of news by, if it has one."""
     if settings.redis is not None:
+        from shared.redis_bus import RedisSubscriber  # which costs a quarter of a start
+
         return RedisSubscriber(settings.redis)
     if settings.bus_socket is not None:
         return UnixSubscriber(settings.bus_socket)

@@ -30,7 +30,6 @@ from shared.config import Settings
 from shared.protocol.caching import CachePolicy
 from shared.protocol.retention import Retention
 from shared.reading import LiveTimes, Reading
-from shared.redis_bus import RedisPublisher
 from shared.sockets import listen_tcp, listen_unix
 from shared.tasks import background
 from shared.tracing import open_tracer
@@ -59,6 +58,8 @@ def publishers(settings: Settings) -> list[Publisher]:
     if settings.bus_socket is not None:
         found.append(UnixPublisher(settings.bus_socket))
     if settings.redis is not None:
+        from shared.redis_bus import RedisPublisher  # which costs a quarter of a start
+
         found.append(RedisPublisher(settings.redis))
     return found
 

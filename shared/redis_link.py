@@ -14,9 +14,10 @@ from typing import Any, Final
 from redis.asyncio.connection import Connection, UnixDomainSocketConnection, parse_url
 from redis.exceptions import RedisError, ResponseError
 
-from shared.reconnect import LOST
+from shared.reconnect import BROKEN, Losses
 from shared.redis_cluster import SINGLE, Node, Topology, parse_slots
 
+LOST: Final[Losses] = (*BROKEN, RedisError)
 CONNECT_TIMEOUT_S: Final = 1.0
 REPLY_TIMEOUT_S: Final = 1.5
 # Nodes asked for the map in one attempt: each may take the two time-outs above.

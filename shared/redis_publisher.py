@@ -17,6 +17,7 @@ from shared.reconnect import keep_connected
 from shared.redis_cluster import SINGLE, Node, Topology, parse_slots
 from shared.redis_link import (
     CLUSTER_SLOTS,
+    LOST,
     PING,
     REPLY_TIMEOUT_S,
     Dialer,
@@ -64,7 +65,7 @@ class RedisPublisher:
     async def start(self) -> None:
         """Begin to connect."""
         assert self._task is None
-        self._task = asyncio.create_task(keep_connected(self._dialer.name, self._live))
+        self._task = asyncio.create_task(keep_connected(self._dialer.name, self._live, LOST))
 
     def publish(self, path: str, wake: Wake) -> None:
         """Queue a wake, or drop and count it."""

@@ -14,7 +14,7 @@ from shared.bus import OnDoubt, OnWake
 from shared.interest import Interest
 from shared.reconnect import keep_connected
 from shared.redis_cluster import SINGLE, Node
-from shared.redis_link import PING, Dialer, encode_command, exchange, read_reply, send
+from shared.redis_link import LOST, PING, Dialer, encode_command, exchange, read_reply, send
 from shared.redis_origins import BEAT_CHANNEL, BEAT_S, Origins, decode_beat
 from shared.wake import ForeignWake, channel_of, decode_wake
 
@@ -59,7 +59,7 @@ class RedisSubscriber:
         assert self._task is None
         self._on_wake = on_wake
         self._interest.begin(on_doubt)
-        self._task = asyncio.create_task(keep_connected(self._dialer.name, self._live))
+        self._task = asyncio.create_task(keep_connected(self._dialer.name, self._live, LOST))
         await self._interest.tried()
 
     async def subscribe(self, path: str) -> bool:

@@ -1,6 +1,7 @@
 """Imports point one way: rules below seams, seams below services, deploy above all."""
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,6 +114,15 @@ def test_rules_read_no_clock_and_await_nothing(name: str) -> None:
             called = node.func
             assert not (isinstance(called, ast.Attribute) and called.attr in CLOCKS)
             assert not (isinstance(called, ast.Name) and called.id in ("open", "input", "print"))
+
+
+def test_service_without_redis_does_not_load_its_client() -> None:
+    """It is a quarter of a start, and 10 MB of each process."""
+    code = "import sys, deploy.cli, deploy.standalone; print('redis' in sys.modules)"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout == "False\n"
 
 
 def test_every_package_is_looked_at() -> None:

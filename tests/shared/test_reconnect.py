@@ -51,7 +51,7 @@ async def test_losses_are_told_once_and_tried_again(caplog: pytest.LogCaptureFix
         ExceptionGroup("", [ConnectionResetError("gone"), TimeoutError()]),
     )
     with caplog.at_level(logging.INFO):
-        await keep_connected("here:1", lives.live)
+        await keep_connected("here:1", lives.live, (OSError, AuthenticationError))
     assert [record.getMessage() for record in caplog.records] == [
         "bus lost: server=here:1 error=[Errno 111] refused"
     ]
