@@ -166,7 +166,12 @@ def encode_frame(lsn: int, at_ms: int, records: Iterable[Record]) -> Encoded:
         placements.append(Placement(incarnation, at, sizes, data_crc))
         at += len(data)
     whole = [head, *parts]
-    return Encoded(whole if at >= LARGE_BYTES else [b"".join(whole)], parts, placements)
+    return Encoded(whole if is_large(at) else [b"".join(whole)], parts, placements)
+
+
+def is_large(frame_bytes: int) -> bool:
+    """Tell whether a frame of so many bytes is one for a file of its own."""
+    return frame_bytes >= LARGE_BYTES
 
 
 def decode_frame(frame: bytes, where: str) -> Frame:

@@ -33,7 +33,7 @@ from origin.database import (
     one,
     reading,
 )
-from origin.frame import LARGE_BYTES, CorruptLog
+from origin.frame import CorruptLog, is_large
 from origin.index import Index
 from origin.journal import Batch, Deadline, DiskFull, Extent, JournalFailed, Overdue, Stored
 from origin.large import NO_DESCRIPTORS, LargeFrames
@@ -103,7 +103,7 @@ class SqliteJournal:
         self._writer.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES_MAX + _WAL_BYTES_STEP}")
 
     def append(self, lsn: int, frame: Sequence[bytes]) -> None:
-        row = b"".join(frame) if sum(map(len, frame)) < LARGE_BYTES else self._put(lsn, frame)
+        row = self._put(lsn, frame) if is_large(sum(map(len, frame))) else b"".join(frame)
         with self._writing:
             try:
                 self._writer.execute("INSERT INTO frame VALUES (?, ?)", (lsn, row))

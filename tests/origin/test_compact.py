@@ -293,6 +293,25 @@ async def test_stream_that_is_deleted_meanwhile_stays_deleted(
     journal.close()
 
 
+def settle_at_the_first_read(
+    origin: Wired, journal: SqliteJournal, monkeypatch: pytest.MonkeyPatch
+) -> list[int]:
+    """Move what can be moved once a reader has looked up where it is; return the lsns that reads
+    begin with."""
+    real = journal.read
+    asked: list[int] = []
+
+    def read(places: list[tuple[int, int, int]]) -> object:
+        first = not asked
+        asked.append(places[0][0])
+        if first:
+            settle(origin)
+        return real(places)
+
+    monkeypatch.setattr(journal, "read", read)
+    return asked
+
+
 async def test_reader_finds_what_was_moved_under_its_eyes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,19 +319,9 @@ async def test_reader_finds_what_was_moved_under_its_eyes(
     async with wired(journal) as origin:
         written = await fill(origin)
         origin.index()
-        real = journal.read
-        moved = 0
-
-        def read(places: list[tuple[int, int, int]]) -> object:
-            nonlocal moved
-            if not moved:
-                moved = 1
-                settle(origin)
-            return real(places)
-
-        monkeypatch.setattr(journal, "read", read)
+        asked = settle_at_the_first_read(origin, journal, monkeypatch)
         await check(origin, written)
-        assert moved
+        assert asked
         assert frames(tmp_path) == [origin.ledger.lsn]
     journal.close()
 
@@ -448,16 +457,7 @@ async def test_reader_finds_what_was_moved_out_of_a_file_under_its_eyes(
         settle(origin)
         await origin.streams.delete("drop")
         origin.index()
-        real = journal.read
-        asked: list[int] = []
-
-        def read(places: list[tuple[int, int, int]]) -> object:
-            if not asked:
-                settle(origin)
-            asked.append(places[0][0])
-            return real(places)
-
-        monkeypatch.setattr(journal, "read", read)
+        asked = settle_at_the_first_read(origin, journal, monkeypatch)
         await check(origin, {"keep": [kept]})
         assert asked[0] > 0 > asked[1]
         assert files(tmp_path) == []

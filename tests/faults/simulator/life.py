@@ -328,7 +328,6 @@ def _small(plan: Plan) -> Iterator[None]:
     with (
         patch("origin.sqlite._WAL_BYTES_MAX", plan.wal_bytes_max),
         patch("origin.sqlite._WAL_BYTES_STEP", plan.wal_bytes_max // 4),
-        patch("origin.sqlite.LARGE_BYTES", plan.large_bytes),
         patch("origin.frame.LARGE_BYTES", plan.large_bytes),
         patch("origin.large._BUFFER_BYTES", _BUFFER_BYTES),
         patch("origin.store._FILES_AT_ONCE", _FILES_AT_ONCE),
