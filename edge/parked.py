@@ -21,7 +21,7 @@ from shared.protocol import reply, sse
 from shared.protocol.caching import CachePolicy
 from shared.protocol.chunk import Chunk
 from shared.protocol.cursor import next_cursor
-from shared.protocol.errors import ProtocolError, Unavailable
+from shared.protocol.errors import ProtocolError
 from shared.protocol.reply import Reply
 from shared.web import failure
 
@@ -210,7 +210,7 @@ class Parked:
     def _end(self, group: Group, error: Exception) -> None:
         """There is nothing to wait for any more: long-polls are told why, event streams end."""
         if group.streams:
-            if not isinstance(error, ProtocolError | Unavailable):
+            if not isinstance(error, ProtocolError):
                 failure(error)  # which logs it
             self._begin(group, wire.STREAM_END, ends=True)
             return

@@ -1,5 +1,7 @@
 """EdgeSource: chunks for readers, from the cache, the known tails, or one shared upstream read."""
 
+import asyncio
+from contextlib import suppress
 from typing import Final
 
 from edge.chunks import Chunks
@@ -11,6 +13,7 @@ from shared import metrics
 from shared.clock import Clock
 from shared.protocol import caching, names
 from shared.protocol.chunk import Chunk
+from shared.protocol.errors import Unavailable
 from shared.protocol.offset import SENTINELS, life_of
 
 # How long a kept chunk is served on the word of its last read, where no wake would tell of a
@@ -19,6 +22,9 @@ _UNWATCHED_S: Final = 1.0
 # Reads of one place that find nothing though more is believed to be there: it may have been a race
 # once. An upstream that contradicts itself is not asked over and over.
 _LOOKS: Final = 3
+# How soon an upstream that is away is asked again for whoever waits, unless news come before. One
+# asks for all at a place, and `Upstream` bounds how many do at once.
+_RETRY_S: Final = 0.5
 
 
 class EdgeSource:
@@ -116,7 +122,8 @@ class EdgeSource:
             return chunk
 
     async def next(self, path: str, after: Chunk) -> Chunk:
-        """Wait for what follows a chunk."""
+        """Wait for what follows a chunk, for as long as it takes: an upstream that is away for a
+        moment is no reason to send anyone away, and every wait has a bound of its own."""
         with self._tails.using(path) as tail:
             await self._tails.follow(tail)
             return await self._await_news(tail, after.next)
@@ -161,7 +168,13 @@ class EdgeSource:
             found = tail.after(offset)
             if found is None and looked_in_vain < _LOOKS:
                 # Not a place that is known here: the upstream knows what follows it.
-                found = await self._tails.read(tail, offset)
+                try:
+                    found = await self._tails.read(tail, offset)
+                except Unavailable:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(_RETRY_S):
+                            await tail.news()
+                    continue
                 if found.empty and not found.closed:
                     offset = found.next
                     looked_in_vain += 1

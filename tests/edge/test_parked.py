@@ -172,18 +172,38 @@ async def test_readers_of_a_life_that_ended_and_of_the_next_are_kept_apart() -> 
         assert here.crowds == {}
 
 
-async def test_fetch_that_fails_is_told_to_the_group_that_needed_it() -> None:
+@pytest.mark.parametrize("live", ["poll", "stream"])
+async def test_upstream_that_is_away_while_readers_are_at_an_unknown_place_is_waited_for(
+    live: str,
+) -> None:
     async with room(b"one") as here:
-        fd = await here.poll(token(3))
+        fd = await (here.poll if live == "poll" else here.stream)(token(3))
         await here.settle()
         (group,) = here.groups
         # A place that is not known here any more: the tail has moved on far beyond it.
         group.chunk = replace(group.chunk, next=token(1))
-        here.here.upstream.failures.append(Unavailable("away"))
+        failures = here.here.upstream.failures
+        failures += [Unavailable("away"), Unavailable("away")]
+        here.here.upstream.asked.clear()
+        here.parked.stir(group.crowd)
+        await until(lambda: group.chunk.next == token(3) or here.done)
+        await here.settle()
+        assert b"ne" in here.got(fd)
+        assert not failures
+        assert here.here.upstream.asked == [("read", token(1))] * 3
+        assert here.done == ([(fd, True)] if live == "poll" else [])
+
+
+async def test_fetch_that_fails_for_good_is_told_to_the_group_that_needed_it() -> None:
+    async with room(b"one") as here:
+        fd = await here.poll(token(3))
+        await here.settle()
+        (group,) = here.groups
+        group.chunk = replace(group.chunk, next=token(1))
+        here.here.upstream.failures.append(Refused(410, "gone", "it is gone", {}))
         here.parked.stir(group.crowd)
         await until(lambda: here.done)
-        assert here.got(fd).startswith(b"HTTP/1.1 503 ")
-        assert b"Retry-After" not in here.got(fd)
+        assert here.got(fd).startswith(b"HTTP/1.1 410 ")
         assert here.crowds == {}
 
 
