@@ -18,8 +18,8 @@ class Connector(aiohttp.TCPConnector):
     asyncio keeps it open until the rest is sent: for ever, or until the loop ends without it.
     """
 
-    def __init__(self, *, force_close: bool = False) -> None:
-        super().__init__(force_close=force_close)
+    def __init__(self, *, force_close: bool = False, limit: int = 100) -> None:
+        super().__init__(force_close=force_close, limit=limit)
         self._opened: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
 
     async def connect(

@@ -15,6 +15,7 @@ from tests.cdn.caches import CACHES, port_of
 from tests.deploy.up import admin_url, start
 from tests.http.api import ANSWER_TIMEOUT_S
 from tests.service import Service
+from tests.session import quiet_session
 
 LONG_POLL_S = "3"  # time for 500 readers to ask, and not long to wait for a 204
 
@@ -50,12 +51,8 @@ def varnish_url(folder: Path, service: Service) -> Iterator[str]:
 @pytest.fixture
 async def session() -> AsyncIterator[aiohttp.ClientSession]:
     """A client that connects as often as it likes, and says nothing of its own accord."""
-    async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0),
-        timeout=aiohttp.ClientTimeout(total=None, sock_read=2 * ANSWER_TIMEOUT_S),
-        skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
-        auto_decompress=False,
-        cookie_jar=aiohttp.DummyCookieJar(),
+    async with quiet_session(
+        aiohttp.ClientTimeout(total=None, sock_read=2 * ANSWER_TIMEOUT_S)
     ) as client:
         yield client
 

@@ -28,6 +28,7 @@ from shared.memory_bus import MemoryBus
 from shared.sockets import listen_tcp, listen_unix
 from shared.web import Listener
 from tests.fakes import NOON_MS
+from tests.session import quiet_session
 
 PREFIX = "/v1/stream/"
 DEADLINE_S = 20.0  # for what takes milliseconds
@@ -256,9 +257,7 @@ async def served(*, same_day: bool = False, **changes: Any) -> AsyncIterator[Ser
                 plain = replace(edge.handlers, listener=alone, lane=None)
                 plain_port = await alone.listen()
                 try:
-                    async with aiohttp.ClientSession(
-                        connector=aiohttp.TCPConnector(limit=0, force_close=True)
-                    ) as session:
+                    async with quiet_session(aiohttp.ClientTimeout(), force_close=True) as session:
                         yield Served(edge, port, plain_port, session)
                 finally:
                     await alone.drain(0)

@@ -6,12 +6,14 @@ import asyncio
 import random
 import re
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
 import aiohttp
 import orjson
 
 from tests.http.api import JSON, TEXT, Answer, Server, Stream
+from tests.session import quiet_session
 
 PAUSE_S = 0.01  # between attempts, while nobody answers
 GONE = (aiohttp.ClientError, ConnectionError, asyncio.TimeoutError)
@@ -35,15 +37,9 @@ async def insist(call: Callable[[], Awaitable[Answer]]) -> Answer:
         await asyncio.sleep(PAUSE_S)
 
 
-def session() -> aiohttp.ClientSession:
-    """Return a client that says nothing of its own accord, and connects as often as it likes."""
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0),
-        timeout=aiohttp.ClientTimeout(total=30),
-        skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
-        auto_decompress=False,
-        cookie_jar=aiohttp.DummyCookieJar(),
-    )
+def session() -> AbstractAsyncContextManager[aiohttp.ClientSession]:
+    """Return a client that gives up on what takes half a minute."""
+    return quiet_session(aiohttp.ClientTimeout(total=30))
 
 
 async def metrics(admin: Server) -> dict[str, float]:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.http.api import ANSWER_TIMEOUT_S, Server
 from tests.service import Service
+from tests.session import quiet_session
 
 # Live replies that end soon, for tests of how they end.
 BRISK = ["--long-poll-timeout-s", "0.3", "--sse-timeout-s", "0.8", "--sse-heartbeat-s", "0.2"]
@@ -52,12 +53,8 @@ def patient_edge_service(patient_origin_service: Service) -> Iterator[Service]:
 @pytest.fixture
 async def session() -> AsyncIterator[aiohttp.ClientSession]:
     """A client that says nothing of its own accord, and connects as often as it likes."""
-    async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0),
-        timeout=aiohttp.ClientTimeout(total=None, sock_read=ANSWER_TIMEOUT_S),
-        skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
-        auto_decompress=False,
-        cookie_jar=aiohttp.DummyCookieJar(),
+    async with quiet_session(
+        aiohttp.ClientTimeout(total=None, sock_read=ANSWER_TIMEOUT_S)
     ) as client:
         yield client
 
