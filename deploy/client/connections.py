@@ -34,4 +34,7 @@ class Connector(aiohttp.TCPConnector):
     def abort(self) -> None:
         """Drop all connections, and what they still had to send."""
         for transport in list(self._opened):
-            transport.abort()
+            sock = transport.get_extra_info("socket")
+            # asyncio's own transports fail if they have closed once all was sent.
+            if sock is not None and sock.fileno() != -1:
+                transport.abort()
