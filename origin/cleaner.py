@@ -1,8 +1,8 @@
-"""Cleaner: carries out what compaction decides, a bounded step at a time."""
+"""Cleaner: carries out what compaction decides, a short step at a time."""
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -46,34 +46,60 @@ class Cleaner:
         self._packs = packs
         self._started_s = self._rested_s = time.monotonic()
         self._damaged: set[int] = set()  # blobs that are left alone, until the next start
+        self._round: Generator[None, None, bool] | None = None  # under way, between two steps
         with reading(index.path):
             self._next_pack: int = one(index.database.writer, "SELECT next_pack FROM applied")[0]
         with suppress(DiskFull):  # their numbers are used again, and so is their space
             packs.remove_from(self._next_pack)
 
     def step(self) -> bool:
-        """Do some of what there is to do; return whether there is more."""
+        """Do some of what there is to do; return whether there is more.
+
+        Its caller rests between steps: a round at once is 70 ms of work beside the loop, which has
+        to ask for the interpreter after each of its system calls meanwhile.
+        """
+        if self._round is None:
+            self._round = self._go_round()
         try:
-            more = self._sweep()
-            more = self._copy() or more
-            more = self._frames.tidy() or more
-            return self._give_back() or more
-        except apsw.Error as error:
-            raise self._index.failure(error) from error
+            next(self._round)
+        except StopIteration as done:
+            self._round = None
+            return bool(done.value)
+        except BaseException as error:
+            self._round = None  # what it had not named yet is not needed
+            if isinstance(error, apsw.Error):
+                raise self._index.failure(error) from error
+            raise
+        return True
+
+    def _go_round(self) -> Generator[None, None, bool]:
+        """Do all that a round does, with a yield where it may rest; return whether there is
+        more."""
+        more = self._sweep()
+        if more:
+            yield
+        more = (yield from self._copy()) or more
+        more = self._frames.tidy() or more
+        return self._give_back() or more
 
     # --- copy and switch -------------------------------------------------------------------------
 
-    def _copy(self) -> bool:
+    def _copy(self) -> Generator[None, None, bool]:
         loose, compacted = self._loose()
         sparse = self._sparse(compacted) if len(loose) < compact.STEP_EXTENTS else []
         if not (loose or sparse):
             return self._note(compacted)
+        yield
         parts = sorted(
             {(p.incarnation, p.extent.start): p for p in (*loose, *sparse)}.items(),
         )
         moving = [part for _, part in parts]
-        joined = compact.join(moving, self._before(moving), self._spans(moving))
+        before = self._before(moving)
+        yield
+        joined = compact.join(moving, before, self._spans(moving))
+        yield
         data = self._fetch(joined)
+        yield
         # What is damaged stays where it is, for whoever can mend it; its frame lives on.
         whole = [
             stretch
@@ -83,11 +109,15 @@ class Cleaner:
         number = self._next_pack
         packs = list(compact.pack(whole, data, number))
         del data
+        yield
         self._next_pack += len(packs)  # whatever comes of these
         self._packs.put([(number + n, pack.body) for n, pack in enumerate(packs)])
+        yield
         for pack in packs:
             self._reread(pack)
+        yield
         self._switch(packs, number, compacted)
+        yield
         return True
 
     def _loose(self) -> tuple[list[Part], int]:

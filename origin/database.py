@@ -46,6 +46,7 @@ class Database:
         remedy: str = "",
         pages: str = "",
         summed: bool = False,
+        cache_bytes: int = 0,
         look: Callable[[apsw.Connection], None] = lambda connection: None,
     ) -> None:
         """Open or create a file.
@@ -56,6 +57,7 @@ class Database:
             pages: pragmas that only an empty file takes.
             summed: whether its pages have checksums. One wrong bit makes a whole page unreadable,
                 so that is for rows that have no checksum of their own.
+            cache_bytes: of pages that the writer keeps; 0: SQLite's 2 MB.
             look: called before anything is written.
 
         Raises:
@@ -71,6 +73,8 @@ class Database:
             # A start that is refused leaves the files as it found them. Closing would copy the WAL
             # up to the damage into the database and delete the rest: the next start would see none.
             self.writer.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+            if cache_bytes:
+                self.writer.pragma("cache_size", -(cache_bytes // 1024))
             self._prepare(schema, version, remedy, pages, summed, look)
 
     def reader(self) -> apsw.Connection:

@@ -265,6 +265,46 @@ async def test_crash_at_any_point_loses_and_doubles_nothing(
     journal.close()
 
 
+@pytest.mark.parametrize("steps", range(9))
+async def test_whatever_happens_while_a_round_rests_holds(tmp_path: Path, steps: int) -> None:
+    journal = SqliteJournal(tmp_path)
+    async with wired(journal) as origin:
+        written = await fill(origin)
+        origin.index()
+        for _ in range(steps):
+            assert journal.compact()
+        await origin.streams.delete("s1")
+        del written["s1"]
+        await origin.append("s2", b"more")
+        written["s2"].append(b"more")
+        origin.index()
+        assert journal.extents(2, 0, 10**9) == []
+        settle(origin)
+        await check(origin, written)
+        check_account(tmp_path)
+    journal.close()
+
+
+@pytest.mark.parametrize("steps", range(9))
+async def test_round_that_was_at_rest_when_the_journal_was_closed_leaves_nothing(
+    tmp_path: Path, steps: int
+) -> None:
+    journal = SqliteJournal(tmp_path)
+    async with wired(journal) as origin:
+        written = await fill(origin)
+        origin.index()
+        for _ in range(steps):
+            assert journal.compact()
+    journal.close()
+    journal = SqliteJournal(tmp_path)
+    async with wired(journal) as again:
+        settle(again)
+        await check(again, written)
+        check_account(tmp_path)
+        assert len(packs(tmp_path)) == 1
+    journal.close()
+
+
 async def test_stream_that_is_deleted_meanwhile_stays_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,6 +313,7 @@ async def test_stream_that_is_deleted_meanwhile_stays_deleted(
         written = await fill(origin)
         real = cleaner.Cleaner._switch
         loop = asyncio.get_running_loop()
+        switched: list[object] = []
 
         def late(self: cleaner.Cleaner, *args: object) -> None:
             asyncio.run_coroutine_threadsafe(origin.streams.delete("s1"), loop).result(20)
@@ -280,10 +321,15 @@ async def test_stream_that_is_deleted_meanwhile_stays_deleted(
             while journal.load(2) is not None:
                 pass
             real(self, *args)  # type: ignore[arg-type]
+            switched.append(args)
+
+        def compact() -> None:
+            while not switched:
+                assert journal.compact()
 
         origin.index()
         monkeypatch.setattr(cleaner.Cleaner, "_switch", late)
-        await asyncio.to_thread(journal.compact)
+        await asyncio.to_thread(compact)
         monkeypatch.setattr(cleaner.Cleaner, "_switch", real)
         del written["s1"]
         assert journal.extents(2, 0, 10**9) == []
@@ -390,7 +436,8 @@ async def test_full_disk_waits_and_goes_on(tmp_path: Path) -> None:
             for room_bytes in range(0, 60_000, 4096):
                 disk.room_bytes = room_bytes
                 try:
-                    journal.compact()
+                    while journal.compact():
+                        pass
                 except DiskFull:
                     disk.room_bytes = None
                     await check(origin, written)
