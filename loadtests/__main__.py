@@ -36,6 +36,12 @@ def _names(scenario: str) -> list[str]:
     ]
 
 
+def _folder(text: str) -> Path:
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a folder")
+    return Path(text)
+
+
 def _servers(text: str, known: list[str]) -> list[str]:
     chosen = text.split(",")
     for name in chosen:
@@ -64,7 +70,7 @@ def main(argv: list[str]) -> int:
         )
         one.add_argument(
             "--folder",
-            type=Path,
+            type=_folder,
             default=Path(tempfile.gettempdir()),
             help="where the servers' data folders are made; its disk is the one that is measured",
         )

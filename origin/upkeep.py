@@ -19,6 +19,8 @@ _log = logging.getLogger(__name__)
 
 # How much a restart may have to replay, and how long what is in the index only lags.
 _APPLY_EVERY_S: Final = 1.0
+# How often is looked whether a part of that is better applied now.
+_APPLY_PART_S: Final = 0.25
 # How often compaction looks whether there is enough to do.
 _COMPACT_EVERY_S: Final = 1.0
 # TTLs hold to a second; every access looks for itself besides.
@@ -57,10 +59,15 @@ class Indexer:
 
     async def keep(self) -> None:
         """Apply what has become durable, for ever."""
+        clock = asyncio.get_running_loop().time
         while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_APPLY_EVERY_S):
-                    await self._ledger.enough.wait()
+            due_s = clock() + _APPLY_EVERY_S
+            while not (self._ledger.enough.is_set() or clock() >= due_s):
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_APPLY_PART_S):
+                        await self._ledger.enough.wait()
+                if self._ledger.scattered:
+                    break
             await self.apply()
 
     async def apply(self) -> None:

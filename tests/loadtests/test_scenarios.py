@@ -190,6 +190,7 @@ def test_the_reference_server_runs_beside_it_and_gives_ratios(tmp_path: Path) ->
         pytest.param(
             ["fanout", "--against", "node", "--readers", 2_000_000], "node with 1", id="no-room"
         ),
+        pytest.param(["reads", "--folder", "/nowhere"], "'/nowhere' is not a folder", id="folder"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(arguments: list[object], message: str) -> None:

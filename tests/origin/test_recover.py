@@ -1,5 +1,6 @@
 """What a start finds is what was acknowledged, wherever between journal and index it stopped."""
 
+import asyncio
 import math
 import random
 from collections.abc import Awaitable, Callable, Iterator
@@ -265,6 +266,42 @@ async def test_index_that_finds_the_disk_full_learns_it_later() -> None:
     async with wired(journal) as again:
         assert state_of(again) == before
         assert await again.content("s") == b"onetwothree!four"
+
+
+async def test_index_learns_of_many_streams_before_its_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("origin.upkeep._APPLY_EVERY_S", 3600)
+    monkeypatch.setattr("origin.upkeep._APPLY_PART_S", 0.001)
+    monkeypatch.setattr("origin.ledger._SCATTERED_STREAMS", 3)
+    journal = FailingJournal()
+    async with wired(journal) as origin:
+        keeping = asyncio.create_task(Indexer(origin.ledger, journal, origin.stopped.append).keep())
+        for number in range(2):
+            await origin.create(str(number))
+        await asyncio.sleep(0.02)
+        assert journal.applied()[0] == 0
+        await origin.create("2")
+        async with asyncio.timeout(5):
+            while origin.ledger.behind:
+                await asyncio.sleep(0.001)
+        assert journal.applied()[0] == 3
+        keeping.cancel()
+
+
+async def test_index_that_waits_for_room_is_not_tried_any_sooner(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("origin.ledger._SCATTERED_STREAMS", 3)
+    journal = FailingJournal()
+    async with wired(journal) as origin:
+        for number in range(3):
+            await origin.create(str(number), b"x")
+        assert origin.ledger.scattered
+        journal.apply_failures.append(DiskFull("no room"))
+        await Indexer(origin.ledger, journal, origin.stopped.append).apply()
+        assert origin.ledger.behind == 3
+        assert not origin.ledger.scattered
 
 
 async def test_index_that_fails_stops_the_process() -> None:

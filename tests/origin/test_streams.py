@@ -333,6 +333,27 @@ async def test_much_data_does_not_wait_to_be_indexed(monkeypatch: pytest.MonkeyP
             assert not origin.ledger.enough.is_set()
 
 
+async def test_many_streams_with_an_append_each_are_worth_indexing_a_part_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("origin.ledger._SCATTERED_STREAMS", 10)
+    async with wired(FailingJournal()) as origin:
+        for number in range(10):
+            assert not origin.ledger.scattered
+            await origin.create(str(number))
+        assert origin.ledger.scattered
+        origin.index()
+        for number in range(10):
+            assert not origin.ledger.scattered
+            await origin.append(str(number), b"x")
+        assert origin.ledger.scattered
+        for _ in range(2):  # what goes to the same streams again is better applied together
+            await origin.append("0", b"x")
+        assert not origin.ledger.scattered
+        origin.index()
+        assert not origin.ledger.scattered
+
+
 @pytest.mark.parametrize(("size", "carried"), [(4096, True), (4097, False), (300_000, False)])
 async def test_wake_carries_little_data_only(size: int, carried: bool) -> None:
     async with wired(FailingJournal()) as origin:
