@@ -17,7 +17,7 @@ from origin.frame import (
     decode_frame,
     encode_frame,
 )
-from origin.journal import DiskFull, Journal, JournalFailed
+from origin.journal import Batch, DiskFull, Journal, JournalFailed
 from origin.memory import MemoryJournal
 from origin.recover import recover
 from origin.upkeep import Indexer
@@ -276,15 +276,20 @@ async def test_index_learns_of_many_streams_before_its_time(
     monkeypatch.setattr("origin.ledger._SCATTERED_STREAMS", 3)
     journal = FailingJournal()
     async with wired(journal) as origin:
+        done, applied = asyncio.Event(), origin.ledger.applied
+
+        def note(batch: Batch) -> None:
+            applied(batch)
+            done.set()
+
+        monkeypatch.setattr(origin.ledger, "applied", note)
         keeping = asyncio.create_task(Indexer(origin.ledger, journal, origin.stopped.append).keep())
         for number in range(2):
             await origin.create(str(number))
         await asyncio.sleep(0.02)
-        assert journal.applied()[0] == 0
+        assert not done.is_set()
         await origin.create("2")
-        async with asyncio.timeout(5):
-            while origin.ledger.behind:
-                await asyncio.sleep(0.001)
+        await asyncio.wait_for(done.wait(), 5)
         assert journal.applied()[0] == 3
         keeping.cancel()
 

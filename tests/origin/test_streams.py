@@ -338,20 +338,20 @@ async def test_many_streams_with_an_append_each_are_worth_indexing_a_part_at_a_t
 ) -> None:
     monkeypatch.setattr("origin.ledger._SCATTERED_STREAMS", 10)
     async with wired(FailingJournal()) as origin:
-        for number in range(10):
-            assert not origin.ledger.scattered
-            await origin.create(str(number))
+        scattered = []
+
+        async def append(*paths: str) -> None:
+            for path in paths:
+                await origin.append(path, b"x")
+                scattered.append(origin.ledger.scattered)
+
+        paths = [str(number) for number in range(10)]
+        for path in paths:
+            await origin.create(path)
         assert origin.ledger.scattered
         origin.index()
-        for number in range(10):
-            assert not origin.ledger.scattered
-            await origin.append(str(number), b"x")
-        assert origin.ledger.scattered
-        for _ in range(2):  # what goes to the same streams again is better applied together
-            await origin.append("0", b"x")
-        assert not origin.ledger.scattered
-        origin.index()
-        assert not origin.ledger.scattered
+        await append(*paths, "0", "0")  # what goes where it went before is better applied together
+        assert scattered == [False] * 9 + [True] * 2 + [False]
 
 
 @pytest.mark.parametrize(("size", "carried"), [(4096, True), (4097, False), (300_000, False)])
