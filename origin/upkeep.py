@@ -62,9 +62,9 @@ class Indexer:
         clock = asyncio.get_running_loop().time
         while True:
             due_s = clock() + _APPLY_EVERY_S
-            while not (self._ledger.enough.is_set() or clock() >= due_s):
+            while not self._ledger.enough.is_set() and (left_s := due_s - clock()) > 0:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(_APPLY_PART_S):
+                    async with asyncio.timeout(min(left_s, _APPLY_PART_S)):
                         await self._ledger.enough.wait()
                 if self._ledger.scattered:
                     break
