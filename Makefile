@@ -19,7 +19,7 @@ $(VENV)/.dev: requirements/dev.lock $(VENV)/.runtime
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/dev.lock
 	@touch $@
 
-.PHONY: up setup test lint types lock
+.PHONY: up setup test check lint types collect lock
 up: $(VENV)/.runtime
 	@exec $(BIN)/headwater up
 
@@ -27,8 +27,11 @@ setup: $(VENV)/.dev
 
 # The tests start hundreds of processes: bytecode is kept, so that each needn't compile everything. Some only
 # wait: five workers leave 7 % of two cores idle, four left 13.
-test: lint types
+test: check
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 5 --maxschedchunk 1
+
+check: $(VENV)/.dev
+	@$(MAKE) --no-print-directory -j 2 lint types collect
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .
@@ -36,6 +39,10 @@ lint: $(VENV)/.dev
 
 types: $(VENV)/.dev
 	@$(BIN)/mypy
+
+# Five workers would each rewrite the asserts of all tests; what cannot be collected, they tell.
+collect: $(VENV)/.dev
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --collect-only -qq >/dev/null || true
 
 # Needs uv on PATH (`pip install uv`). --universal covers every Python and platform in one file.
 lock:
