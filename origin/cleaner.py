@@ -46,7 +46,7 @@ class Cleaner:
         self._packs = packs
         self._started_s = self._rested_s = time.monotonic()
         self._damaged: set[int] = set()  # blobs that are left alone, until the next start
-        self._round: Generator[None, None, bool] | None = None  # under way, between two steps
+        self._round: Generator[None, None, bool] | None = None  # at rest, between two steps
         with reading(index.path):
             self._next_pack: int = one(index.database.writer, "SELECT next_pack FROM applied")[0]
         with suppress(DiskFull):  # their numbers are used again, and so is their space
@@ -55,21 +55,17 @@ class Cleaner:
     def step(self) -> bool:
         """Do some of what there is to do; return whether there is more.
 
-        Its caller rests between steps: a round at once is 70 ms of work beside the loop, which has
-        to ask for the interpreter after each of its system calls meanwhile.
+        A whole round at once would keep the loop from the interpreter for too long: the caller
+        rests between its steps.
         """
-        if self._round is None:
-            self._round = self._go_round()
+        going, self._round = self._round or self._go_round(), None
         try:
-            next(self._round)
+            next(going)
         except StopIteration as done:
-            self._round = None
             return bool(done.value)
-        except BaseException as error:
-            self._round = None  # what it had not named yet is not needed
-            if isinstance(error, apsw.Error):
-                raise self._index.failure(error) from error
-            raise
+        except apsw.Error as error:
+            raise self._index.failure(error) from error
+        self._round = going
         return True
 
     def _go_round(self) -> Generator[None, None, bool]:
@@ -86,7 +82,7 @@ class Cleaner:
 
     def _copy(self) -> Generator[None, None, bool]:
         loose, compacted = self._loose()
-        sparse = self._sparse(compacted) if len(loose) < compact.STEP_EXTENTS else []
+        sparse = self._sparse(compacted) if len(loose) < compact.ROUND_EXTENTS else []
         if not (loose or sparse):
             return self._note(compacted)
         yield
@@ -144,7 +140,9 @@ class Cleaner:
         for lsn, frame_bytes in rows:
             size += frame_bytes
             extents += counts.get(lsn, 0)
-            if size > frame_bytes and (size > compact.STEP_BYTES or extents > compact.STEP_EXTENTS):
+            if size > frame_bytes and (
+                size > compact.ROUND_BYTES or extents > compact.ROUND_EXTENTS
+            ):
                 break
             compacted = lsn
         loose = self._parts(
@@ -166,7 +164,7 @@ class Cleaner:
         for lsn, live in rows:
             if lsn in self._damaged:
                 continue
-            if chosen and size + live > compact.STEP_BYTES // 2:
+            if chosen and size + live > compact.ROUND_BYTES // 2:
                 break
             chosen.append(lsn)
             size += live

@@ -71,7 +71,7 @@ class Ledger:
         self._usage = found.usage
         self._frames = found.frames  # lsn, bytes of payload
         self._new_bytes = 0  # of payload, since the last batch was taken
-        self._new_moves = 0
+        self._new_moves = 0  # of streams, by commits since then
         self._applying: Batch | None = None
         self.lsn = found.lsn
         self.enough = asyncio.Event()  # set when there is a batch worth applying at once
