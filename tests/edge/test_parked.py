@@ -12,6 +12,7 @@ import pytest
 
 from edge import parked as parked_module
 from edge import seats as states
+from edge.groups import Group
 from edge.passes import Pass
 from edge.seats import NEVER
 from edge.upstream import Refused
@@ -21,7 +22,7 @@ from shared.protocol.errors import Unavailable
 from shared.protocol.request import Live, Read
 from shared.wake import Wake
 from tests.edge.following import PATH, turn, until
-from tests.edge.room import END, heard, room
+from tests.edge.room import END, Room, heard, room
 from tests.fakes import token
 
 SLICE = parked_module._SLICE
@@ -172,16 +173,22 @@ async def test_readers_of_a_life_that_ended_and_of_the_next_are_kept_apart() -> 
         assert here.crowds == {}
 
 
+async def strand(here: Room) -> Group:
+    """Let who waits be at a place that is not known here any more, as if the tail had moved on far
+    beyond it."""
+    await here.settle()
+    (group,) = here.groups
+    group.chunk = replace(group.chunk, next=token(1))
+    return group
+
+
 @pytest.mark.parametrize("live", ["poll", "stream"])
 async def test_upstream_that_is_away_while_readers_are_at_an_unknown_place_is_waited_for(
     live: str,
 ) -> None:
     async with room(b"one") as here:
         fd = await (here.poll if live == "poll" else here.stream)(token(3))
-        await here.settle()
-        (group,) = here.groups
-        # A place that is not known here any more: the tail has moved on far beyond it.
-        group.chunk = replace(group.chunk, next=token(1))
+        group = await strand(here)
         failures = here.here.upstream.failures
         failures += [Unavailable("away"), Unavailable("away")]
         here.here.upstream.asked.clear()
@@ -197,9 +204,7 @@ async def test_upstream_that_is_away_while_readers_are_at_an_unknown_place_is_wa
 async def test_fetch_that_fails_for_good_is_told_to_the_group_that_needed_it() -> None:
     async with room(b"one") as here:
         fd = await here.poll(token(3))
-        await here.settle()
-        (group,) = here.groups
-        group.chunk = replace(group.chunk, next=token(1))
+        group = await strand(here)
         here.here.upstream.failures.append(Refused(410, "gone", "it is gone", {}))
         here.parked.stir(group.crowd)
         await until(lambda: here.done)

@@ -265,14 +265,20 @@ async def test_crash_at_any_point_loses_and_doubles_nothing(
     journal.close()
 
 
+async def begin(origin: Wired, steps: int) -> dict[str, list[bytes]]:
+    """Append, index, and rest in the midst of a round; return what each stream holds."""
+    written = await fill(origin)
+    origin.index()
+    for _ in range(steps):
+        assert origin.journal.compact()
+    return written
+
+
 @pytest.mark.parametrize("steps", range(9))
 async def test_whatever_happens_while_a_round_rests_holds(tmp_path: Path, steps: int) -> None:
     journal = SqliteJournal(tmp_path)
     async with wired(journal) as origin:
-        written = await fill(origin)
-        origin.index()
-        for _ in range(steps):
-            assert journal.compact()
+        written = await begin(origin, steps)
         await origin.streams.delete("s1")
         del written["s1"]
         await origin.append("s2", b"more")
@@ -291,10 +297,7 @@ async def test_round_that_was_at_rest_when_the_journal_was_closed_leaves_nothing
 ) -> None:
     journal = SqliteJournal(tmp_path)
     async with wired(journal) as origin:
-        written = await fill(origin)
-        origin.index()
-        for _ in range(steps):
-            assert journal.compact()
+        written = await begin(origin, steps)
     journal.close()
     journal = SqliteJournal(tmp_path)
     async with wired(journal) as again:

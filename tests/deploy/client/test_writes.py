@@ -1,8 +1,6 @@
 """Writes that must not happen twice."""
 
-import asyncio
 import contextlib
-import gc
 
 import pytest
 from yarl import URL
@@ -36,30 +34,6 @@ async def test_append_that_may_have_been_stored_is_not_sent_again_after(
     assert done.code == Exit.UNAVAILABLE
     assert "may or may not" in done.err
     assert len(script.asked) == 1
-
-
-async def test_rest_of_a_refused_body_is_dropped_with_its_connection(unused_tcp_port: int) -> None:
-    """The server never reads it: what asyncio still held was a transport left open for ever."""
-    loop = asyncio.get_running_loop()
-    refusals: list[asyncio.Transport] = []
-
-    class Refusing(asyncio.Protocol):
-        def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            assert isinstance(transport, asyncio.Transport)
-            refusals.append(transport)
-
-        def data_received(self, data: bytes) -> None:
-            refusals[-1].pause_reading()
-            refused = b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n"
-            loop.call_later(0.5, refusals[-1].write, refused)  # by then no buffer takes any more
-
-    async with await loop.create_server(Refusing, "127.0.0.1", unused_tcp_port):
-        url = f"http://127.0.0.1:{unused_tcp_port}/v1/stream/s"
-        body = bytes(32 << 20)
-        done = await run_beside("append", url, "-", "--content-type", "text/plain", stdin=body)
-        gc.collect()  # which warns of a transport that nobody closed, and so fails the test
-        refusals[0].abort()
-    assert (done.code, len(refusals)) == (Exit.REFUSED, 1)
 
 
 async def test_append_that_was_turned_away_is_sent_again(serve: Serve) -> None:
